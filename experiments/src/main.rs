@@ -1,0 +1,2 @@
+//! The `kvrail` command.
+fn main() {}
