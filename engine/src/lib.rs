@@ -1,1 +1,14 @@
-//! kvrail: `engine`.
+//! The engine of kvrail: everything that decides something about moving a KV cache.
+//!
+//! Nothing in this crate does I/O, reads a clock, draws a random number from outside or starts a
+//! thread: registry, transfer engine and nodes are state machines, [`node::Input`]s in, posted work and
+//! frames out. A driver runs them, over a [`fabric::Fabric`]: the simulated one of the `sim` crate, or
+//! RDMA verbs. Nothing here can tell which.
+//!
+//! Start with [`fabric::Fabric`] (what a NIC can do), [`node::Node`] (what a driver runs) and
+//! [`transfer`] (how pages become work requests, and when decode may start).
+
+pub mod fabric;
+pub mod id;
+pub mod map;
+pub mod time;
