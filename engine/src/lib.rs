@@ -11,4 +11,6 @@
 pub mod fabric;
 pub mod id;
 pub mod map;
+pub mod node;
+pub mod registry;
 pub mod time;

@@ -1,0 +1,301 @@
+//! What is said over the control channel. Every message has the registry at one end.
+//!
+//! A room in a fault-free run costs nine: Create, two Assign, Publish twice (in and out), Report twice, Done twice. None of them lies
+//! between the end of prefill and decode's Success.
+
+use crate::fabric::Endpoint;
+use crate::id::{InstanceId, NodeId, Page, Rank, Room};
+use crate::node::{Reason, Request};
+use crate::time::Span;
+
+/// What a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Sends requests to instances.
+    Router,
+    /// Computes prompts and sends their KV.
+    Prefill,
+    /// Receives KV and generates.
+    Decode,
+}
+
+/// A room and which try it is. The same create again is accepted; another attempt at a live room is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RoomKey {
+    /// The room.
+    pub room: Room,
+    /// The attempt.
+    pub attempt: u32,
+}
+
+/// Address and key of a registration, as peers name it; one for each port of its rank's host, in port order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Region {
+    /// Address of its first byte.
+    pub addr: u64,
+    /// Remote key by port.
+    pub rkeys: Vec<u32>,
+}
+
+/// Memory of one rank.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RankFacts {
+    /// KV pools, in the layout's order of components.
+    pub pools: Vec<Region>,
+    /// Bytes between buffers, by pool.
+    pub pitches: Vec<u64>,
+    /// Aux slots.
+    pub aux: Region,
+}
+
+/// What peers must know of an instance to plan for it; cached by instance id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Geometry of model and dtype; must be equal on all sides.
+    pub fingerprint: u64,
+    /// Tensor-parallel ranks.
+    pub tp: u16,
+    /// Pipeline stages.
+    pub pp: u16,
+    /// Data-parallel attention groups.
+    pub dp: u16,
+    /// Tokens of a page.
+    pub page_size: u32,
+    /// Whether pages are head-major.
+    pub head_major: bool,
+    /// Pages in each pool, the padding page 0 included.
+    pub pages: u32,
+    /// Aux slots of each rank.
+    pub slots: u32,
+    /// Its ranks.
+    pub ranks: Vec<RankFacts>,
+}
+
+/// `count` pages from `first` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageRun {
+    /// The first.
+    pub first: Page,
+    /// How many.
+    pub count: u32,
+}
+
+/// Where decode wants a room's KV; several of these if the pages do not fit into one frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageList {
+    /// The room.
+    pub key: RoomKey,
+    /// Fence epoch of the two instances at the time of publishing.
+    pub fence_epoch: u32,
+    /// Aux slot, the same in all ranks.
+    pub slot: u16,
+    /// Generation of the slot.
+    pub generation: u8,
+    /// Data-parallel group which holds the request's KV.
+    pub group: u16,
+    /// Immediates that each source rank may send to each destination rank.
+    pub credits: u16,
+    /// Tokens whose KV is wanted, from the prompt's start.
+    pub tokens: u32,
+    /// Index in the room's page table of the first page listed here.
+    pub offset: u32,
+    /// Pages of the whole table.
+    pub total: u32,
+    /// The pages.
+    pub pages: Vec<PageRun>,
+}
+
+/// How prefill's side of a room ended; sent once everything it posted has completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Every part completed with success; else the room failed there.
+    pub delivered: bool,
+    /// Every posted request completed with success, or none was posted: the target may free without a fence.
+    pub clean: bool,
+}
+
+/// How decode's side of a room ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Generation finished.
+    Finished,
+    /// Decode ran out of memory after so many tokens; the request may be made again.
+    Preempted {
+        /// Tokens generated.
+        tokens: u32,
+    },
+    /// It failed.
+    Failed(Reason),
+}
+
+/// Ends of the queue pairs of a link, in the link's order of (source rank, destination rank, rail).
+pub type Endpoints = Vec<Endpoint>;
+
+/// A room that is live at the target of a link, and which parts of it have been seen there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveRoom {
+    /// The room.
+    pub key: RoomKey,
+    /// Seen parts by queue-pair pair: (source rank, destination rank, part).
+    pub seen: Vec<(Rank, Rank, u16)>,
+}
+
+/// What the two ends of a link tell each other: connection and reconnection are one handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkBody {
+    /// Initiator to target: my end is down, make an offer.
+    Ask {
+        /// The offer on which the broken connection stood; 0 for none.
+        broken: u32,
+    },
+    /// Target to initiator: my end is fenced and drained; this is what I still want.
+    Offer {
+        /// Number of the offer; rises with each.
+        offer: u32,
+        /// Fence epoch of the two instances.
+        fence_epoch: u32,
+        /// Queue pairs for each pair of ranks.
+        rails: u16,
+        /// Target's ends, new PSNs.
+        endpoints: Endpoints,
+        /// Rooms not ended; all others are ended.
+        live: Vec<LiveRoom>,
+    },
+    /// Initiator to target: all my completions are polled and my end is reset.
+    Answer {
+        /// The offer.
+        offer: u32,
+        /// Its epoch.
+        fence_epoch: u32,
+        /// Initiator's ends.
+        endpoints: Endpoints,
+    },
+    /// Target to initiator: my end can receive; post.
+    Ready {
+        /// The offer.
+        offer: u32,
+    },
+    /// Either way: this pair of instances cannot be linked.
+    Refuse {
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// An instance, as the router sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub instance: InstanceId,
+    /// Prefill or decode.
+    pub role: Role,
+    /// Its node.
+    pub node: NodeId,
+    /// Pages in each of its pools.
+    pub pages: u32,
+    /// Tokens of a page.
+    pub page_size: u32,
+    /// Data-parallel groups, each with pools of its own.
+    pub groups: u16,
+}
+
+/// A message. Direction in brackets: C client, R registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// C>R: here I am. `claim` is the instance id from before a registry restart, 0 for a new life.
+    Register {
+        /// What it is.
+        role: Role,
+        /// The instance id it had, or 0.
+        claim: InstanceId,
+        /// Its memory and layout; none for a router.
+        facts: Option<Box<Facts>>,
+    },
+    /// R>C: registered under this id, for as long as it is heard at least every `lease`.
+    Welcome {
+        /// The id.
+        instance: InstanceId,
+        /// How long silence may last.
+        lease: Span,
+    },
+    /// R>C: not accepted, and why. Final for this instance id.
+    Refused {
+        /// Machine-readable.
+        reason: Reason,
+        /// For people: names both sides' values.
+        why: String,
+    },
+    /// C>R: still here.
+    Heartbeat,
+    /// C>R: going, in good order.
+    Leave,
+    /// C>R: tell me about this instance.
+    Query {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// R>C: the answer; none if there is no such instance (any more).
+    FactsOf {
+        /// Which.
+        instance: InstanceId,
+        /// Its facts.
+        facts: Option<Box<Facts>>,
+    },
+    /// R>C: an instance joined.
+    Joined(Member),
+    /// R>C: an instance left, or its lease expired. It will not come back under this id.
+    Gone {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// C>R (router): a request goes to these two.
+    Create {
+        /// Its room.
+        key: RoomKey,
+        /// Where its prompt is computed.
+        prefill: InstanceId,
+        /// Where it is decoded.
+        decode: InstanceId,
+        /// The request.
+        request: Request,
+    },
+    /// R>C: you serve this room.
+    Assign {
+        /// The room.
+        key: RoomKey,
+        /// The other side.
+        peer: InstanceId,
+        /// The request.
+        request: Request,
+    },
+    /// C>R (decode), then R>C (prefill).
+    Publish(PageList),
+    /// C>R by either side or the router, then R>C to the others: post nothing more and end it.
+    Abort {
+        /// The room.
+        key: RoomKey,
+        /// Why.
+        reason: Reason,
+    },
+    /// C>R (prefill), then R>C (decode).
+    Report {
+        /// The room.
+        key: RoomKey,
+        /// How it ended there.
+        report: Report,
+    },
+    /// C>R (decode), then R>C (router).
+    Done {
+        /// The room.
+        key: RoomKey,
+        /// How it ended there.
+        outcome: Outcome,
+    },
+    /// C>R, then R>C with the sender as `peer`.
+    Link {
+        /// The other end.
+        peer: InstanceId,
+        /// What is said.
+        body: LinkBody,
+    },
+}
