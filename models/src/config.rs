@@ -1,0 +1,1 @@
+//! A model from a HuggingFace `config.json`.
