@@ -16,6 +16,7 @@ pub mod presets;
 pub mod relation;
 pub mod units;
 
+pub use config::ConfigError;
 pub use layout::{
     BufferInfo, BufferKind, Component, Layout, LayoutError, PageOrder, PoolLayout, RankLayout, Section,
 };
