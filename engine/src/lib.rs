@@ -12,5 +12,7 @@ pub mod fabric;
 pub mod id;
 pub mod map;
 pub mod node;
+pub mod policy;
 pub mod registry;
 pub mod time;
+pub mod transfer;

@@ -1,0 +1,321 @@
+//! The pools of an instance's ranks: made, registered, filled and checked.
+//!
+//! Whole pools are registered once, on every port that their rank uses, and never per request. KV content is named
+//! ([`Content`]): prefill stamps it where its compute would write it, decode asks whether it is where its layout says.
+
+use super::pages::PageTable;
+use super::pairing::{LAYER_STRIDE, stream_position};
+use super::wire::SLOT_BYTES;
+use crate::fabric::{Access, Content, Error, Extent, Fabric, Grid, Memory, Mr};
+use crate::id::{BufId, PortId, Rank};
+use crate::node::{BLOCK_TOKENS, Request};
+use crate::registry::{Facts, RankFacts, Region};
+use models::{Layout, PageOrder, PoolLayout};
+use std::ops::Range;
+
+/// One registered buffer.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// The buffer.
+    pub buf: BufId,
+    /// Its geometry.
+    pub grid: Grid,
+    /// By port; none where the rank does not use the port.
+    pub mrs: Vec<Option<Mr>>,
+}
+
+impl Pool {
+    fn new(
+        fabric: &mut dyn Fabric,
+        kind: Memory,
+        grid: Grid,
+        ports: &[PortId],
+        access: Access,
+    ) -> Result<Self, Error> {
+        let buf = fabric.alloc(kind, grid)?;
+        let mut mrs = vec![None; fabric.ports().len()];
+        for port in ports {
+            if mrs[port.index()].is_none() {
+                mrs[port.index()] = Some(fabric.register(*port, buf, 0..grid.len(), access)?);
+            }
+        }
+        Ok(Self { buf, grid, mrs })
+    }
+    fn region(&self) -> Region {
+        let addr = self.mrs.iter().flatten().map(|mr| mr.addr).next().unwrap_or(0);
+        Region { addr, rkeys: self.mrs.iter().map(|mr| mr.map_or(0, |mr| mr.rkey.0)).collect() }
+    }
+    fn close(&mut self, fabric: &mut dyn Fabric) -> Result<(), Error> {
+        for mr in self.mrs.iter_mut().filter_map(Option::take) {
+            fabric.deregister(mr.id)?;
+        }
+        fabric.free(self.buf)
+    }
+}
+
+/// Memory of one rank.
+#[derive(Clone, Debug)]
+pub struct RankMemory {
+    /// By component.
+    pub pools: Vec<Pool>,
+    /// Aux slots on decode, scratch on prefill.
+    pub aux: Pool,
+    /// Ports by rail.
+    pub ports: Vec<PortId>,
+}
+
+/// Memory of all ranks of an instance.
+#[derive(Clone, Debug)]
+pub struct InstanceMemory {
+    layout: Layout,
+    pages: u32,
+    slots: u32,
+    /// By rank of the instance.
+    pub ranks: Vec<RankMemory>,
+}
+
+/// Ports of a rank by rail: its own port, then the neighbours.
+pub fn ports_of(rank: Rank, rails: u16, ports: usize) -> Vec<PortId> {
+    (0..usize::from(rails)).map(|rail| PortId(((rank.index() + rail) % ports.max(1)) as u32)).collect()
+}
+
+impl InstanceMemory {
+    /// Allocates and registers. `pages` and `slots` are those of each rank.
+    pub fn new(
+        fabric: &mut dyn Fabric,
+        layout: Layout,
+        kind: Memory,
+        pages: u32,
+        slots: u32,
+        rails: u16,
+        access: Access,
+    ) -> Result<Self, Error> {
+        let parallel = layout.parallel();
+        let mut ranks = Vec::new();
+        for rank in 0..parallel.tp * parallel.pp {
+            let ports = ports_of(Rank(rank as u16), rails, fabric.ports().len());
+            let Some(rank) = layout.world_rank(rank) else { continue };
+            let mut pools = Vec::new();
+            for pool in rank.pools() {
+                let grid = Grid {
+                    buffers: pool.buffers.len() as u32,
+                    pitch: pool.page_bytes * u64::from(pages),
+                    pages,
+                    page: pool.page_bytes,
+                };
+                pools.push(Pool::new(fabric, kind, grid, &ports, access)?);
+            }
+            let aux =
+                Grid { buffers: 1, pitch: u64::from(slots) * SLOT_BYTES, pages: slots, page: SLOT_BYTES };
+            let aux = Pool::new(fabric, Memory::Host, aux, &ports, access)?;
+            ranks.push(RankMemory { pools, aux, ports });
+        }
+        Ok(Self { layout, pages, slots, ranks })
+    }
+
+    /// Deregisters and frees everything.
+    pub fn close(&mut self, fabric: &mut dyn Fabric) -> Result<(), Error> {
+        for mut rank in self.ranks.drain(..) {
+            for pool in &mut rank.pools {
+                pool.close(fabric)?;
+            }
+            rank.aux.close(fabric)?;
+        }
+        Ok(())
+    }
+
+    /// Its layout.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+    /// Pages in each pool, the padding page included.
+    pub fn pages(&self) -> u32 {
+        self.pages
+    }
+    /// Registrations held.
+    pub fn memory_regions(&self) -> u64 {
+        let count = |pool: &Pool| pool.mrs.iter().flatten().count() as u64;
+        self.ranks.iter().map(|rank| rank.pools.iter().map(count).sum::<u64>() + count(&rank.aux)).sum()
+    }
+
+    /// What peers are told.
+    pub fn facts(&self) -> Facts {
+        let parallel = self.layout.parallel();
+        Facts {
+            fingerprint: self.layout.fingerprint(),
+            tp: parallel.tp as u16,
+            pp: parallel.pp as u16,
+            dp: parallel.dp as u16,
+            page_size: self.layout.page_tokens(),
+            head_major: self.layout.order() == PageOrder::HeadMajor,
+            pages: self.pages,
+            slots: self.slots,
+            ranks: self
+                .ranks
+                .iter()
+                .map(|rank| RankFacts {
+                    pools: rank.pools.iter().map(Pool::region).collect(),
+                    pitches: rank.pools.iter().map(|pool| pool.grid.pitch).collect(),
+                    aux: rank.aux.region(),
+                })
+                .collect(),
+        }
+    }
+
+    /// World ranks of a DP group.
+    fn ranks_of(&self, group: u16) -> impl Iterator<Item = usize> + use<> {
+        let p = self.layout.parallel();
+        let attn = (p.tp / p.dp.max(1)).max(1);
+        let group = u32::from(group);
+        (0..p.pp)
+            .flat_map(move |stage| (0..attn).map(move |rank| (stage * p.tp + group * attn + rank) as usize))
+    }
+
+    /// Writes the KV of some tokens and layers of a request into its pages, on every rank of a DP group.
+    pub fn stamp(
+        &self,
+        fabric: &mut dyn Fabric,
+        group: u16,
+        request: &Request,
+        table: &PageTable,
+        tokens: Range<u32>,
+        layers: Range<u32>,
+    ) -> Result<(), Error> {
+        for rank in self.ranks_of(group) {
+            let Some(layout) = self.layout.world_rank(rank as u32) else { continue };
+            for (pool, memory) in layout.pools().iter().zip(&self.ranks[rank].pools) {
+                self.places(pool, request, table, &tokens, &layers, |place, what| {
+                    fabric.stamp(memory.buf, place, what)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the KV of some tokens of a request is in its pages, on every rank of a DP group.
+    pub fn holds(
+        &self,
+        fabric: &dyn Fabric,
+        group: u16,
+        request: &Request,
+        table: &PageTable,
+        tokens: Range<u32>,
+    ) -> Result<bool, Error> {
+        let mut all = true;
+        let layers = 0..self.layout.model().layers;
+        for rank in self.ranks_of(group) {
+            let Some(layout) = self.layout.world_rank(rank as u32) else { continue };
+            for (pool, memory) in layout.pools().iter().zip(&self.ranks[rank].pools) {
+                self.places(pool, request, table, &tokens, &layers, |place, what| {
+                    all &= fabric.holds(memory.buf, place, what)?;
+                    Ok(())
+                })?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Calls `each` with the places and the content of some tokens in one rank's pool.
+    fn places(
+        &self,
+        pool: &PoolLayout,
+        request: &Request,
+        table: &PageTable,
+        tokens: &Range<u32>,
+        layers: &Range<u32>,
+        mut each: impl FnMut(&Extent, Content) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let size = pool.page_tokens;
+        let mut start = tokens.start;
+        while start < tokens.end {
+            let (seed, block_start, block_end) = content_block(request, start);
+            let end = tokens.end.min(block_end);
+            let mut page_start = start / size * size;
+            for run in table.slice(start / size, end.div_ceil(size)) {
+                let run_end = page_start + run.count * size;
+                let (mut from, to) = (start.max(page_start), end.min(run_end));
+                // Tokens of neighbouring pages are evenly spaced if a page has one section; else page by page.
+                let linear = pool.sections.len() == 1;
+                while from < to {
+                    let upto = if linear { to } else { to.min((from / size + 1) * size) };
+                    let page = u64::from(run.first.0 + (from - page_start) / size);
+                    for section in pool.sections.iter() {
+                        let in_page = u64::from(from % size);
+                        let at = page * pool.page_bytes + section.base + in_page * section.stride;
+                        let position = u64::from(from - block_start) * pool.full_row + section.content;
+                        let dense = section.len == section.stride && section.len == pool.full_row;
+                        let n = upto - from;
+                        let (len, count) =
+                            if dense { (section.len * u64::from(n), 1) } else { (section.len, n) };
+                        self.spans(pool, layers, |buffers, stream| {
+                            let place = Extent {
+                                buffers,
+                                at,
+                                len,
+                                count,
+                                step: if dense { len } else { section.stride },
+                            };
+                            let what = Content {
+                                seed,
+                                at: stream + position,
+                                per_buffer: LAYER_STRIDE,
+                                per_piece: if dense { 0 } else { pool.full_row },
+                            };
+                            each(&place, what)
+                        })?;
+                    }
+                    from = upto;
+                }
+                page_start = run_end;
+            }
+            start = end;
+        }
+        Ok(())
+    }
+
+    /// Buffers of some layers in runs whose streams are evenly spaced, with the first one's stream position.
+    fn spans(
+        &self,
+        pool: &PoolLayout,
+        layers: &Range<u32>,
+        mut each: impl FnMut(Range<u32>, u64) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let total = self.layout.model().layers;
+        let stream = |i: usize| stream_position(pool.buffers[i].kind, pool.buffers[i].layer, total);
+        if layers.start == 0 && layers.end == total && pool.buffers.len().is_multiple_of(total as usize) {
+            return each(0..pool.buffers.len() as u32, stream(0));
+        }
+        let mut i = 0;
+        while i < pool.buffers.len() {
+            if !layers.contains(&pool.buffers[i].layer) {
+                i += 1;
+                continue;
+            }
+            let start = i;
+            i += 1;
+            while i < pool.buffers.len()
+                && layers.contains(&pool.buffers[i].layer)
+                && stream(i) == stream(i - 1) + LAYER_STRIDE
+            {
+                i += 1;
+            }
+            each(start as u32..i as u32, stream(start))?;
+        }
+        Ok(())
+    }
+}
+
+/// The stream that names a token's content, and the tokens of the request for which that stream holds: the prefix block's, or
+/// the request's own where it has no blocks.
+fn content_block(request: &Request, token: u32) -> (u64, u32, u32) {
+    let block = token / BLOCK_TOKENS;
+    match request.blocks.get(block as usize) {
+        Some(id) => (mix(*id, 1), block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS),
+        None => (mix(request.id.0, 2), 0, u32::MAX),
+    }
+}
+
+/// Block ids and request ids are two name spaces.
+fn mix(id: u64, space: u64) -> u64 {
+    Content::word(id, space)
+}
