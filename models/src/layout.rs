@@ -45,6 +45,16 @@ pub enum Component {
     IndexK,
 }
 
+impl fmt::Display for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kv => "KV",
+            Self::Latent => "latent",
+            Self::IndexK => "index-K",
+        })
+    }
+}
+
 /// What one buffer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -232,18 +242,19 @@ impl Layout {
                 Attention::Gqa { .. } => &[BufferKind::K, BufferKind::V],
                 Attention::Mla { .. } => &[BufferKind::Latent],
             };
-            let buffers = buffers(kinds, &layers);
-            let index = model.index_k.map(|index| shape.index_pool(index, buffers_of_index(&layers)));
+            let index_pool = |index| shape.index_pool(index, buffers(&[BufferKind::IndexK], &layers));
+            let index = model.index_k.map(index_pool);
+            let main = buffers(kinds, &layers);
             for rank_in_group in 0..parallel.attn_tp() {
                 let (heads, main) = match model.attention {
                     Attention::Gqa { kv_heads, head_dim } => {
                         let slice = rank_in_group / parallel.replicas(model);
                         let each = kv_heads / parallel.slices(model);
                         let heads = slice * each..(slice + 1) * each;
-                        let pool = shape.kv_pool(head_dim, &heads, buffers.clone());
+                        let pool = shape.kv_pool(head_dim, &heads, main.clone());
                         (heads, pool)
                     }
-                    Attention::Mla { .. } => (0..0, shape.latent_pool(buffers.clone())),
+                    Attention::Mla { .. } => (0..0, shape.latent_pool(main.clone())),
                 };
                 let mut pools = vec![main];
                 pools.extend(index.clone());
@@ -349,10 +360,6 @@ impl Layout {
 
 fn buffers(kinds: &[BufferKind], layers: &Range<u32>) -> Arc<[BufferInfo]> {
     kinds.iter().flat_map(|&kind| layers.clone().map(move |layer| BufferInfo { kind, layer })).collect()
-}
-
-fn buffers_of_index(layers: &Range<u32>) -> Arc<[BufferInfo]> {
-    buffers(&[BufferKind::IndexK], layers)
 }
 
 /// What all ranks share. Products fit: `Model::validate` bounds a token to 2^32 bytes, a page has at

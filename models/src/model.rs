@@ -60,7 +60,7 @@ impl fmt::Display for DType {
 
 /// What a layer's attention keeps per token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Attention {
     /// Multi-head (`kv_heads` equal to the query heads), grouped-query or multi-query attention: a K
     /// and a V row of `kv_heads * head_dim` elements.
@@ -269,5 +269,37 @@ impl Model {
         let index = self.index_k.map_or(0, IndexK::row_bytes);
         let layer = buffers * u128::from(self.row_bytes_unchecked(dtype)) + u128::from(index);
         u128::from(self.layers) * layer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::presets;
+
+    #[test]
+    fn a_model_round_trips_and_refuses_unknown_keys() {
+        for model in presets::all() {
+            let json = serde_json::to_string(&model).unwrap();
+            assert_eq!(serde_json::from_str::<Model>(&json).unwrap(), model);
+            let bad = json.replacen("\"kind\"", "\"kv_head\":8,\"kind\"", 1);
+            let error = serde_json::from_str::<Model>(&bad).unwrap_err().to_string();
+            assert!(error.contains("kv_head"), "{error}");
+        }
+        assert_eq!(serde_json::from_str::<DType>("\"fp8-packed\"").unwrap(), DType::Fp8Packed);
+    }
+
+    #[test]
+    fn impossible_numbers_name_the_field() {
+        let llama = presets::lookup("llama-3.1-8b").unwrap();
+        let none = Model { layers: 0, ..llama.clone() };
+        let error = none.bytes_per_token(DType::Bf16).unwrap_err().to_string();
+        assert_eq!(error, "model `llama-3.1-8b`: layers is 0, must be 1 to 16384");
+        let attention = Attention::Gqa { kv_heads: 16_384, head_dim: u32::MAX };
+        let huge = Model { attention, ..llama.clone() };
+        assert!(matches!(huge.row_bytes(DType::Bf16), Err(ModelError::TokenBytes { .. })));
+        let index = Model { index_k: Some(IndexK { head_dim: 100 }), ..llama };
+        let error = index.validate(DType::Bf16).unwrap_err().to_string();
+        assert!(error.contains("index_k.head_dim is 100, must be a multiple of 128"), "{error}");
     }
 }

@@ -12,7 +12,7 @@
 
 use thiserror::Error;
 
-use crate::layout::{BufferInfo, BufferKind, Layout, PoolLayout, RankLayout};
+use crate::layout::{BufferInfo, BufferKind, Component, Layout, PoolLayout, RankLayout};
 use crate::model::Attention;
 
 /// A strided range of a source page and where it goes in a destination page. Token `i` of the source
@@ -321,7 +321,9 @@ fn feeds_of(src: &Layout, dst: &RankLayout, src_slices: u32) -> Vec<Feed> {
             let Some(rank) = src.ranks().get(first as usize) else {
                 continue;
             };
-            let groups = groups_of(rank, dst);
+            // Once per stage, and on a feed that is there for the heads anyway.
+            let first_of_stage = feeds.last().is_none_or(|f: &Feed| f.src_stage != src_stage);
+            let groups = groups_of(rank, dst, first_of_stage);
             if !groups.is_empty() {
                 let sources = (first..first + replicas).collect();
                 feeds.push(Feed { dst_rank: dst.group_rank(), src_stage, sources, groups });
@@ -331,9 +333,15 @@ fn feeds_of(src: &Layout, dst: &RankLayout, src_slices: u32) -> Vec<Feed> {
     feeds
 }
 
-fn groups_of(src: &RankLayout, dst: &RankLayout) -> Vec<Group> {
+/// Empty when the two ranks share no layer or no head. Components which every rank of a stage holds
+/// whole come along only if `with_whole`.
+fn groups_of(src: &RankLayout, dst: &RankLayout, with_whole: bool) -> Vec<Group> {
     let shared = src.layers().start.max(dst.layers().start)..src.layers().end.min(dst.layers().end);
     if shared.is_empty() {
+        return Vec::new();
+    }
+    let no_heads = src.heads().end <= dst.heads().start || dst.heads().end <= src.heads().start;
+    if no_heads && !dst.heads().is_empty() {
         return Vec::new();
     }
     let mut groups = Vec::new();
@@ -342,6 +350,9 @@ fn groups_of(src: &RankLayout, dst: &RankLayout) -> Vec<Group> {
         let Some((pool_src, from)) = from else {
             continue;
         };
+        if to.component != Component::Kv && !with_whole {
+            continue;
+        }
         let sections = pairs(from, to);
         if sections.is_empty() {
             continue;
