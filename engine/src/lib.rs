@@ -14,3 +14,4 @@ pub mod map;
 pub mod node;
 pub mod registry;
 pub mod time;
+pub mod timers;
