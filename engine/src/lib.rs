@@ -15,4 +15,5 @@ pub mod node;
 pub mod policy;
 pub mod registry;
 pub mod time;
+pub mod timers;
 pub mod transfer;

@@ -1,8 +1,16 @@
 //! The registry: one channel for all metadata, and the rendezvous of the two sides of a room.
 
+mod client;
+mod frame;
 mod message;
+mod session;
+mod wire;
 
+pub use client::{Client, ClientEvent, ClientStats, REGISTRY};
+pub use frame::{Frame, FrameError, FrameFlags, HEADER, Header, MAX_FRAME, MAX_MESSAGE, VERSION};
 pub use message::{
     Endpoints, Facts, LinkBody, LiveRoom, Member, Message, Outcome, PageList, PageRun, RankFacts, Region,
     Report, Role, RoomKey,
 };
+pub use session::{Session, SessionConfig, SessionStats};
+pub use wire::{decode, encode};

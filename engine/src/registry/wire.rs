@@ -1,0 +1,623 @@
+//! Messages as bytes: one byte for the kind, then the fields in order, integers as LEB128 variable-length numbers.
+//!
+//! Nothing is described by the bytes themselves. Every count is bounded, and compared with the bytes that are left, before
+//! anything is allocated for it.
+
+use super::frame::{FrameError, MAX_MESSAGE};
+use super::message::*;
+use crate::fabric::Endpoint;
+use crate::id::{InstanceId, NodeId, Page, Rank, RequestId, Room};
+use crate::node::{Reason, Request};
+use crate::time::Span;
+
+/// Most ranks of an instance.
+const MAX_RANKS: u64 = 4096;
+/// Most pools of a rank, and buffers' pitches.
+const MAX_POOLS: u64 = 4096;
+/// Most ports of a host.
+const MAX_PORTS: u64 = 256;
+/// Most prefix blocks of a request; bounds what a short run code can blow up to.
+const MAX_BLOCKS: u64 = 1 << 16;
+/// Most runs in a page list.
+const MAX_RUNS: u64 = 1 << 20;
+/// Most queue pairs of a link.
+const MAX_ENDPOINTS: u64 = 1 << 16;
+/// Most live rooms in an offer, and seen parts of one.
+const MAX_LIVE: u64 = 1 << 20;
+/// Longest text in bytes.
+const MAX_TEXT: usize = 4096;
+/// How far back an endpoint may refer for its address.
+const MAX_BACK: usize = 64;
+
+fn put(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn zigzag(value: i64) -> u64 {
+    ((value << 1) ^ (value >> 63)) as u64
+}
+
+fn unzigzag(value: u64) -> i64 {
+    (value >> 1) as i64 ^ -((value & 1) as i64)
+}
+
+/// Reads fields off the front of a message.
+struct Reader<'a> {
+    left: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn bytes(&mut self, field: &'static str, need: usize) -> Result<&'a [u8], FrameError> {
+        let (head, rest) = self.left.split_at_checked(need).ok_or(FrameError::Truncated {
+            field,
+            need,
+            left: self.left.len(),
+        })?;
+        self.left = rest;
+        Ok(head)
+    }
+    #[inline]
+    fn byte(&mut self, field: &'static str) -> Result<u8, FrameError> {
+        let (&byte, rest) =
+            self.left.split_first().ok_or(FrameError::Truncated { field, need: 1, left: 0 })?;
+        self.left = rest;
+        Ok(byte)
+    }
+    #[inline]
+    fn u64(&mut self, field: &'static str) -> Result<u64, FrameError> {
+        let first = self.byte(field)?;
+        if first < 0x80 {
+            return Ok(first.into());
+        }
+        let mut value = u64::from(first & 0x7f);
+        for shift in (7..64).step_by(7) {
+            let byte = self.byte(field)?;
+            if shift == 63 && byte > 1 {
+                return Err(FrameError::Value { field, value: byte.into(), right: "64 bits at most" });
+            }
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(FrameError::Value { field, value, right: "64 bits at most" })
+    }
+    fn u32(&mut self, field: &'static str) -> Result<u32, FrameError> {
+        let value = self.u64(field)?;
+        u32::try_from(value).map_err(|_| FrameError::Value { field, value, right: "32 bits at most" })
+    }
+    fn u16(&mut self, field: &'static str) -> Result<u16, FrameError> {
+        let value = self.u64(field)?;
+        u16::try_from(value).map_err(|_| FrameError::Value { field, value, right: "16 bits at most" })
+    }
+    fn bool(&mut self, field: &'static str) -> Result<bool, FrameError> {
+        match self.byte(field)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            value => Err(FrameError::Value { field, value: value.into(), right: "0 or 1" }),
+        }
+    }
+    /// A count of things that take at least `each` bytes.
+    fn count(&mut self, field: &'static str, max: u64, each: usize) -> Result<usize, FrameError> {
+        let value = self.u64(field)?;
+        if value > max {
+            return Err(FrameError::TooLong { field, value, max });
+        }
+        let count = value as usize;
+        if count * each > self.left.len() {
+            return Err(FrameError::Truncated { field, need: count * each, left: self.left.len() });
+        }
+        Ok(count)
+    }
+    fn fixed<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], FrameError> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.bytes(field, N)?);
+        Ok(array)
+    }
+    fn reason(&mut self) -> Result<Reason, FrameError> {
+        let byte = self.byte("reason")?;
+        Reason::from_wire(byte).ok_or(FrameError::Value {
+            field: "reason",
+            value: byte.into(),
+            right: "0 to 10",
+        })
+    }
+    fn key(&mut self) -> Result<RoomKey, FrameError> {
+        Ok(RoomKey { room: Room(self.u64("room")?), attempt: self.u32("attempt")? })
+    }
+    fn instance(&mut self) -> Result<InstanceId, FrameError> {
+        self.u64("instance").map(InstanceId)
+    }
+    fn role(&mut self) -> Result<Role, FrameError> {
+        match self.byte("role")? {
+            0 => Ok(Role::Router),
+            1 => Ok(Role::Prefill),
+            2 => Ok(Role::Decode),
+            value => Err(FrameError::Value { field: "role", value: value.into(), right: "0 to 2" }),
+        }
+    }
+}
+
+fn put_key(out: &mut Vec<u8>, key: &RoomKey) {
+    put(out, key.room.0);
+    put(out, key.attempt.into());
+}
+
+fn put_region(out: &mut Vec<u8>, region: &Region) {
+    put(out, region.addr);
+    put(out, region.rkeys.len() as u64);
+    for key in &region.rkeys {
+        out.extend_from_slice(&key.to_le_bytes());
+    }
+}
+
+fn region(from: &mut Reader<'_>) -> Result<Region, FrameError> {
+    let addr = from.u64("address")?;
+    let ports = from.count("remote keys", MAX_PORTS, 4)?;
+    let rkeys =
+        (0..ports).map(|_| from.fixed("remote key").map(u32::from_le_bytes)).collect::<Result<_, _>>()?;
+    Ok(Region { addr, rkeys })
+}
+
+fn put_facts(out: &mut Vec<u8>, facts: Option<&Facts>) {
+    let Some(facts) = facts else { return out.push(0) };
+    out.push(1);
+    out.extend_from_slice(&facts.fingerprint.to_le_bytes());
+    for number in [facts.tp, facts.pp, facts.dp] {
+        put(out, number.into());
+    }
+    put(out, facts.page_size.into());
+    out.push(facts.head_major.into());
+    put(out, facts.pages.into());
+    put(out, facts.slots.into());
+    put(out, facts.ranks.len() as u64);
+    for rank in &facts.ranks {
+        put(out, rank.pools.len() as u64);
+        rank.pools.iter().for_each(|pool| put_region(out, pool));
+        put(out, rank.pitches.len() as u64);
+        rank.pitches.iter().for_each(|pitch| put(out, *pitch));
+        put_region(out, &rank.aux);
+    }
+}
+
+fn facts(from: &mut Reader<'_>) -> Result<Option<Box<Facts>>, FrameError> {
+    if !from.bool("whether facts follow")? {
+        return Ok(None);
+    }
+    let mut facts = Facts {
+        fingerprint: u64::from_le_bytes(from.fixed("fingerprint")?),
+        tp: from.u16("tp")?,
+        pp: from.u16("pp")?,
+        dp: from.u16("dp")?,
+        page_size: from.u32("page size")?,
+        head_major: from.bool("head-major")?,
+        pages: from.u32("pages")?,
+        slots: from.u32("slots")?,
+        ranks: Vec::new(),
+    };
+    let ranks = from.count("ranks", MAX_RANKS, 4)?;
+    facts.ranks.reserve(ranks);
+    for _ in 0..ranks {
+        let pools = from.count("pools", MAX_POOLS, 2)?;
+        let pools = (0..pools).map(|_| region(from)).collect::<Result<_, _>>()?;
+        let pitches = from.count("pitches", MAX_POOLS, 1)?;
+        let pitches = (0..pitches).map(|_| from.u64("pitch")).collect::<Result<_, _>>()?;
+        facts.ranks.push(RankFacts { pools, pitches, aux: region(from)? });
+    }
+    Ok(Some(Box::new(facts)))
+}
+
+/// Block ids of one prompt are mostly consecutive in the Mooncake traces: (distance from the run before, length) pairs.
+fn put_request(out: &mut Vec<u8>, request: &Request) {
+    put(out, request.id.0);
+    put(out, request.prompt.into());
+    put(out, request.output.into());
+    put(out, request.tenant.into());
+    put(out, request.blocks.len() as u64);
+    let mut end = 0u64;
+    let mut left = &request.blocks[..];
+    while let Some(&first) = left.first() {
+        let follows = |(i, block): &(usize, &u64)| first.checked_add(*i as u64) == Some(**block);
+        let run = left.iter().enumerate().take_while(follows).count();
+        put(out, zigzag(first.wrapping_sub(end) as i64));
+        put(out, run as u64);
+        end = first.wrapping_add(run as u64);
+        left = &left[run..];
+    }
+}
+
+fn request(from: &mut Reader<'_>) -> Result<Request, FrameError> {
+    let mut request = Request {
+        id: RequestId(from.u64("request")?),
+        prompt: from.u32("prompt")?,
+        output: from.u32("output")?,
+        tenant: from.u32("tenant")?,
+        blocks: Vec::new(),
+    };
+    let total = from.count("blocks", MAX_BLOCKS, 0)?;
+    if total > 0 && from.left.len() < 2 {
+        return Err(FrameError::Truncated { field: "blocks", need: 2, left: from.left.len() });
+    }
+    request.blocks.reserve_exact(total);
+    let mut end = 0u64;
+    while request.blocks.len() < total {
+        let first = end.wrapping_add(unzigzag(from.u64("block")?) as u64);
+        let run = from.u64("run of blocks")?;
+        if run == 0 || run > (total - request.blocks.len()) as u64 || first.checked_add(run - 1).is_none() {
+            return Err(FrameError::Value {
+                field: "run of blocks",
+                value: run,
+                right: "1 to the blocks that are missing",
+            });
+        }
+        request.blocks.extend((0..run).map(|i| first + i));
+        end = first.wrapping_add(run);
+    }
+    Ok(request)
+}
+
+fn put_pages(out: &mut Vec<u8>, list: &PageList) {
+    put_key(out, &list.key);
+    put(out, list.fence_epoch.into());
+    put(out, list.slot.into());
+    out.push(list.generation);
+    put(out, list.group.into());
+    put(out, list.credits.into());
+    put(out, list.tokens.into());
+    put(out, list.offset.into());
+    put(out, list.total.into());
+    put(out, list.pages.len() as u64);
+    let mut end = 0;
+    for run in &list.pages {
+        put(out, zigzag(i64::from(run.first.0) - end));
+        put(out, run.count.into());
+        end = i64::from(run.first.0) + i64::from(run.count);
+    }
+}
+
+fn pages(from: &mut Reader<'_>) -> Result<PageList, FrameError> {
+    let mut list = PageList {
+        key: from.key()?,
+        fence_epoch: from.u32("fence epoch")?,
+        slot: from.u16("slot")?,
+        generation: from.byte("generation")?,
+        group: from.u16("group")?,
+        credits: from.u16("credits")?,
+        tokens: from.u32("tokens")?,
+        offset: from.u32("offset")?,
+        total: from.u32("total")?,
+        pages: Vec::new(),
+    };
+    let runs = from.count("page runs", MAX_RUNS, 2)?;
+    list.pages.reserve_exact(runs);
+    let (mut end, mut listed) = (0i64, u64::from(list.offset));
+    for _ in 0..runs {
+        let step = unzigzag(from.u64("page")?);
+        let count = from.u32("run of pages")?;
+        let first = end.checked_add(step).and_then(|first| u32::try_from(first).ok());
+        let Some(first) = first.filter(|first| count > 0 && first.checked_add(count - 1).is_some()) else {
+            return Err(FrameError::Value {
+                field: "run of pages",
+                value: count.into(),
+                right: "at least one page, numbers of 32 bits",
+            });
+        };
+        listed += u64::from(count);
+        list.pages.push(PageRun { first: Page(first), count });
+        end = i64::from(first) + i64::from(count);
+    }
+    if listed > list.total.into() {
+        return Err(FrameError::Value { field: "pages listed", value: listed, right: "at most the total" });
+    }
+    Ok(list)
+}
+
+impl PageList {
+    /// Cuts it into lists of at most `runs` runs each, with their offsets; an empty list stays one list.
+    pub fn split(mut self, runs: usize) -> impl Iterator<Item = PageList> {
+        let pages = std::mem::take(&mut self.pages);
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            if at >= pages.len() && at > 0 {
+                return None;
+            }
+            let piece = &pages[at..pages.len().min(at + runs.max(1))];
+            let list = PageList { pages: piece.to_vec(), ..self.clone() };
+            self.offset += piece.iter().map(|run| run.count).sum::<u32>();
+            at += piece.len().max(1);
+            Some(list)
+        })
+    }
+}
+
+/// An endpoint's address is mostly that of the one a few places before: the same port of the same host.
+fn put_endpoints(out: &mut Vec<u8>, ends: &[Endpoint]) {
+    put(out, ends.len() as u64);
+    for (i, end) in ends.iter().enumerate() {
+        put(out, end.qpn.into());
+        put(out, end.psn.into());
+        let same = |back: &usize| matches!(ends[i - back], Endpoint { gid, lid, mtu, .. } if (gid, lid, mtu) == (end.gid, end.lid, end.mtu));
+        match (1..=i.min(MAX_BACK)).find(same) {
+            Some(back) => out.push(back as u8),
+            None => {
+                out.push(0);
+                out.extend_from_slice(&end.gid);
+                put(out, end.lid.into());
+                put(out, end.mtu.into());
+            }
+        }
+    }
+}
+
+fn endpoints(from: &mut Reader<'_>) -> Result<Endpoints, FrameError> {
+    let count = from.count("endpoints", MAX_ENDPOINTS, 3)?;
+    let mut ends: Endpoints = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (qpn, psn) = (from.u32("queue pair number")?, from.u32("packet sequence number")?);
+        let end = match from.byte("endpoint before")? {
+            0 => Endpoint { qpn, psn, gid: from.fixed("gid")?, lid: from.u16("lid")?, mtu: from.u16("mtu")? },
+            back => {
+                let before = ends.len().checked_sub(back.into()).and_then(|at| ends.get(at));
+                let before = before.filter(|_| usize::from(back) <= MAX_BACK).ok_or(FrameError::Value {
+                    field: "endpoint before",
+                    value: back.into(),
+                    right: "one that was listed, at most 64 places before",
+                })?;
+                Endpoint { qpn, psn, ..*before }
+            }
+        };
+        ends.push(end);
+    }
+    Ok(ends)
+}
+
+fn put_link(out: &mut Vec<u8>, body: &LinkBody) {
+    match body {
+        LinkBody::Ask { broken } => {
+            out.push(0);
+            put(out, (*broken).into());
+        }
+        LinkBody::Offer { offer, fence_epoch, rails, endpoints, live } => {
+            out.push(1);
+            put(out, (*offer).into());
+            put(out, (*fence_epoch).into());
+            put(out, (*rails).into());
+            put_endpoints(out, endpoints);
+            put(out, live.len() as u64);
+            for room in live {
+                put_key(out, &room.key);
+                put(out, room.seen.len() as u64);
+                for (source, destination, part) in &room.seen {
+                    put(out, source.0.into());
+                    put(out, destination.0.into());
+                    put(out, (*part).into());
+                }
+            }
+        }
+        LinkBody::Answer { offer, fence_epoch, endpoints } => {
+            out.push(2);
+            put(out, (*offer).into());
+            put(out, (*fence_epoch).into());
+            put_endpoints(out, endpoints);
+        }
+        LinkBody::Ready { offer } => {
+            out.push(3);
+            put(out, (*offer).into());
+        }
+        LinkBody::Refuse { reason } => out.extend([4, *reason as u8]),
+    }
+}
+
+fn link(from: &mut Reader<'_>) -> Result<LinkBody, FrameError> {
+    Ok(match from.byte("kind of link message")? {
+        0 => LinkBody::Ask { broken: from.u32("broken offer")? },
+        1 => {
+            let (offer, fence_epoch) = (from.u32("offer")?, from.u32("fence epoch")?);
+            let rails = from.u16("rails")?;
+            let endpoints = endpoints(from)?;
+            let rooms = from.count("live rooms", MAX_LIVE, 3)?;
+            let mut live = Vec::with_capacity(rooms);
+            for _ in 0..rooms {
+                let key = from.key()?;
+                let seen = from.count("seen parts", MAX_LIVE, 3)?;
+                let seen = (0..seen)
+                    .map(|_| {
+                        let source = Rank(from.u16("source rank")?);
+                        Ok((source, Rank(from.u16("destination rank")?), from.u16("part")?))
+                    })
+                    .collect::<Result<_, FrameError>>()?;
+                live.push(LiveRoom { key, seen });
+            }
+            LinkBody::Offer { offer, fence_epoch, rails, endpoints, live }
+        }
+        2 => LinkBody::Answer {
+            offer: from.u32("offer")?,
+            fence_epoch: from.u32("fence epoch")?,
+            endpoints: endpoints(from)?,
+        },
+        3 => LinkBody::Ready { offer: from.u32("offer")? },
+        4 => LinkBody::Refuse { reason: from.reason()? },
+        value => {
+            return Err(FrameError::Value {
+                field: "kind of link message",
+                value: value.into(),
+                right: "0 to 4",
+            });
+        }
+    })
+}
+
+/// Appends a Create or, with the same fields, an Assign.
+pub(super) fn put_assign(out: &mut Vec<u8>, key: &RoomKey, peer: InstanceId, request: &Request) {
+    out.push(10);
+    put_key(out, key);
+    put(out, peer.0);
+    put_request(out, request);
+}
+
+/// Appends a message.
+pub fn encode(message: &Message, out: &mut Vec<u8>) {
+    match message {
+        Message::Register { role, claim, facts } => {
+            out.extend([0, *role as u8]);
+            put(out, claim.0);
+            put_facts(out, facts.as_deref());
+        }
+        Message::Welcome { instance, lease } => {
+            out.push(1);
+            put(out, instance.0);
+            put(out, lease.0);
+        }
+        Message::Refused { reason, why } => {
+            out.extend([2, *reason as u8]);
+            let mut len = why.len().min(MAX_TEXT);
+            while !why.is_char_boundary(len) {
+                len -= 1;
+            }
+            put(out, len as u64);
+            out.extend_from_slice(&why.as_bytes()[..len]);
+        }
+        Message::Heartbeat => out.push(3),
+        Message::Leave => out.push(4),
+        Message::Query { instance } => {
+            out.push(5);
+            put(out, instance.0);
+        }
+        Message::FactsOf { instance, facts } => {
+            out.push(6);
+            put(out, instance.0);
+            put_facts(out, facts.as_deref());
+        }
+        Message::Joined(member) => {
+            out.push(7);
+            put(out, member.instance.0);
+            out.push(member.role as u8);
+            put(out, member.node.0.into());
+            put(out, member.pages.into());
+            put(out, member.page_size.into());
+            put(out, member.groups.into());
+        }
+        Message::Gone { instance } => {
+            out.push(8);
+            put(out, instance.0);
+        }
+        Message::Create { key, prefill, decode, request } => {
+            out.push(9);
+            put_key(out, key);
+            put(out, prefill.0);
+            put(out, decode.0);
+            put_request(out, request);
+        }
+        Message::Assign { key, peer, request } => put_assign(out, key, *peer, request),
+        Message::Publish(list) => {
+            out.push(11);
+            put_pages(out, list);
+        }
+        Message::Abort { key, reason } => {
+            out.push(12);
+            put_key(out, key);
+            out.push(*reason as u8);
+        }
+        Message::Report { key, report } => {
+            out.push(13);
+            put_key(out, key);
+            out.push(u8::from(report.delivered) | u8::from(report.clean) << 1);
+        }
+        Message::Done { key, outcome } => {
+            out.push(14);
+            put_key(out, key);
+            match outcome {
+                Outcome::Finished => out.push(0),
+                Outcome::Preempted { tokens } => {
+                    out.push(1);
+                    put(out, (*tokens).into());
+                }
+                Outcome::Failed(reason) => out.extend([2, *reason as u8]),
+            }
+        }
+        Message::Link { peer, body } => {
+            out.push(15);
+            put(out, peer.0);
+            put_link(out, body);
+        }
+    }
+}
+
+/// Reads a message that takes all of `bytes`.
+pub fn decode(bytes: &[u8]) -> Result<Message, FrameError> {
+    if bytes.len() > MAX_MESSAGE {
+        return Err(FrameError::TooLong {
+            field: "message",
+            value: bytes.len() as u64,
+            max: MAX_MESSAGE as u64,
+        });
+    }
+    let mut reader = Reader { left: bytes };
+    let from = &mut reader;
+    let message = match from.byte("kind of message")? {
+        0 => Message::Register { role: from.role()?, claim: from.instance()?, facts: facts(from)? },
+        1 => Message::Welcome { instance: from.instance()?, lease: Span(from.u64("lease")?) },
+        2 => {
+            let reason = from.reason()?;
+            let len = from.count("text", MAX_TEXT as u64, 1)?;
+            let text = std::str::from_utf8(from.bytes("text", len)?).map_err(|error| FrameError::Value {
+                field: "text, first wrong byte",
+                value: error.valid_up_to() as u64,
+                right: "UTF-8",
+            })?;
+            Message::Refused { reason, why: text.into() }
+        }
+        3 => Message::Heartbeat,
+        4 => Message::Leave,
+        5 => Message::Query { instance: from.instance()? },
+        6 => Message::FactsOf { instance: from.instance()?, facts: facts(from)? },
+        7 => Message::Joined(Member {
+            instance: from.instance()?,
+            role: from.role()?,
+            node: NodeId(from.u32("node")?),
+            pages: from.u32("pages")?,
+            page_size: from.u32("page size")?,
+            groups: from.u16("groups")?,
+        }),
+        8 => Message::Gone { instance: from.instance()? },
+        9 => Message::Create {
+            key: from.key()?,
+            prefill: from.instance()?,
+            decode: from.instance()?,
+            request: request(from)?,
+        },
+        10 => Message::Assign { key: from.key()?, peer: from.instance()?, request: request(from)? },
+        11 => Message::Publish(pages(from)?),
+        12 => Message::Abort { key: from.key()?, reason: from.reason()? },
+        13 => {
+            let key = from.key()?;
+            let bits = from.byte("report")?;
+            if bits > 3 {
+                return Err(FrameError::Value { field: "report", value: bits.into(), right: "0 to 3" });
+            }
+            Message::Report { key, report: Report { delivered: bits & 1 != 0, clean: bits & 2 != 0 } }
+        }
+        14 => {
+            let key = from.key()?;
+            let outcome = match from.byte("outcome")? {
+                0 => Outcome::Finished,
+                1 => Outcome::Preempted { tokens: from.u32("tokens")? },
+                2 => Outcome::Failed(from.reason()?),
+                value => {
+                    return Err(FrameError::Value { field: "outcome", value: value.into(), right: "0 to 2" });
+                }
+            };
+            Message::Done { key, outcome }
+        }
+        15 => Message::Link { peer: from.instance()?, body: link(from)? },
+        kind => return Err(FrameError::Kind(kind)),
+    };
+    match reader.left.len() {
+        0 => Ok(message),
+        left => Err(FrameError::Trailing { left }),
+    }
+}
