@@ -4,6 +4,19 @@
 //! it may touch in a [`Cx`] and keeps nothing of it. Time comes in with each input; a node that wants to be woken
 //! names one [`Node::deadline`] and keeps its own timers, so that no driver has to.
 
+mod cache;
+mod compute;
+mod decode;
+mod instance;
+mod prefill;
+mod router;
+
+pub use compute::{Chunk, Compute, Estimate};
+pub use decode::DecodeNode;
+pub use instance::{Admission, InstanceConfig, StartError};
+pub use prefill::PrefillNode;
+pub use router::{RouterConfig, RouterNode};
+
 use crate::fabric::{Completion, Event, Fabric};
 use crate::id::{CqId, InstanceId, NodeId, RequestId};
 use crate::time::Time;
@@ -232,4 +245,33 @@ pub trait Node: Send {
     fn deadline(&self) -> Option<Time>;
     /// What it holds now.
     fn held(&self) -> Held;
+    /// What it counted since it started.
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
+}
+
+/// Things worth counting, added up over nodes for a report.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Counters {
+    /// Compute times that lay outside what was measured.
+    pub extrapolated: u64,
+    /// Control messages handled (registry only).
+    pub registry_messages: u64,
+    /// Fences that decode had to make.
+    pub fences: u64,
+    /// Immediates dropped because their slot had a new owner or their sender was the wrong one.
+    pub stale_immediates: u64,
+    /// Parts that came twice.
+    pub repeated_parts: u64,
+}
+
+impl std::ops::AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.extrapolated += other.extrapolated;
+        self.registry_messages += other.registry_messages;
+        self.fences += other.fences;
+        self.stale_immediates += other.stale_immediates;
+        self.repeated_parts += other.repeated_parts;
+    }
 }

@@ -1,0 +1,571 @@
+//! A decode instance: lets rooms in, has their KV transferred, and generates in continuous batches.
+
+use super::compute::Compute;
+use super::instance::{Admission, BoxedCompute, InstanceConfig, Peers, StartError, pair};
+use super::{Counters, Cx, Held, Input, Node, Reason, Request, Step};
+use crate::fabric::Access;
+use crate::id::InstanceId;
+use crate::map::Map;
+use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey};
+use crate::time::Time;
+use crate::transfer::{News, PagePool, PageTable, Receiver, RecvRoom};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Not let in yet.
+    Waiting,
+    /// Its KV is on the way.
+    Transfer,
+    /// In the batch, or about to be.
+    Running,
+    /// Over; its pages are not free yet.
+    Over,
+}
+
+struct Job {
+    request: Request,
+    peer: InstanceId,
+    group: u16,
+    table: PageTable,
+    phase: Phase,
+    /// Batch step after which its first token of this batch is there, minus one.
+    joined: u64,
+    /// Order of admission.
+    order: u64,
+}
+
+/// The node.
+pub struct DecodeNode {
+    config: InstanceConfig,
+    compute: Box<dyn Compute>,
+    client: Client,
+    events: VecDeque<ClientEvent>,
+    receiver: Option<Receiver>,
+    peers: Peers,
+    pools: Vec<PagePool>,
+    jobs: Map<RoomKey, Job>,
+    waiting: VecDeque<RoomKey>,
+    /// Rooms in transfer and in the batch.
+    admitted: u32,
+    orders: u64,
+    /// Batch steps ended.
+    steps: u64,
+    step_ends: Option<Time>,
+    /// Requests that join with the next step.
+    joining: Vec<RoomKey>,
+    /// By the step that ends them.
+    finishing: BTreeMap<u64, Vec<RoomKey>>,
+    /// On-demand: by the step that needs another page.
+    growing: BTreeMap<u64, Vec<RoomKey>>,
+    /// On-demand: in order of admission.
+    running: BTreeMap<u64, RoomKey>,
+    batch: u32,
+    context: u64,
+    /// How rooms ended that the registry may ask about again.
+    ended: VecDeque<(RoomKey, Outcome)>,
+    leaving: bool,
+    counters: Counters,
+    failed: Option<StartError>,
+}
+
+/// Ended rooms whose outcome can be told again.
+const ENDED: usize = 4096;
+
+impl DecodeNode {
+    /// A node to be started.
+    pub fn new(config: InstanceConfig, compute: BoxedCompute) -> Self {
+        Self {
+            client: Client::new(Role::Decode, None, config.session, config.life),
+            compute,
+            events: VecDeque::new(),
+            receiver: None,
+            peers: Peers::default(),
+            pools: Vec::new(),
+            jobs: Map::default(),
+            waiting: VecDeque::new(),
+            admitted: 0,
+            orders: 0,
+            steps: 0,
+            step_ends: None,
+            joining: Vec::new(),
+            finishing: BTreeMap::new(),
+            growing: BTreeMap::new(),
+            running: BTreeMap::new(),
+            batch: 0,
+            context: 0,
+            ended: VecDeque::new(),
+            leaving: false,
+            counters: Counters::default(),
+            failed: None,
+            config,
+        }
+    }
+
+    /// Why it could not start, if so.
+    pub fn error(&self) -> Option<&StartError> {
+        self.failed.as_ref()
+    }
+
+    fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {
+        let memory = self.config.memory(cx.fabric, Access::REMOTE_WRITE)?;
+        let facts = memory.facts();
+        let groups = self.config.parallel.dp.max(1);
+        self.pools = (0..groups).map(|_| PagePool::new(self.config.pages, self.config.scatter)).collect();
+        let receiver = Receiver::new(self.config.transfer.clone(), memory, cx.fabric, self.config.queue_pairs())
+            .map_err(|why| StartError::Fabric { what: "shared receive queues", why })?;
+        self.receiver = Some(receiver);
+        self.client = Client::new(Role::Decode, Some(facts), self.config.session, self.config.life);
+        self.client.start(cx.now);
+        Ok(())
+    }
+
+    fn on_client(&mut self, cx: &mut Cx<'_>) {
+        while let Some(event) = self.events.pop_front() {
+            let Some(receiver) = &mut self.receiver else { continue };
+            match event {
+                ClientEvent::Registered(_) => {}
+                ClientEvent::NewEpoch => {
+                    self.peers.clear();
+                    receiver.say_again(cx);
+                }
+                ClientEvent::Evicted { reason, .. } => {
+                    receiver.abandon(cx, reason);
+                    self.give_up(cx, reason);
+                    self.peers.clear();
+                    if !self.leaving {
+                        self.client.rejoin(cx.now);
+                    }
+                }
+                ClientEvent::Message(message) => self.on_message(cx, message),
+            }
+        }
+    }
+
+    fn on_message(&mut self, cx: &mut Cx<'_>, message: Message) {
+        let Some(receiver) = &mut self.receiver else { return };
+        match message {
+            Message::Assign { key, peer, request } => self.assign(cx, key, peer, request),
+            Message::Report { key, report } => receiver.report(cx, key, report),
+            Message::Abort { key, reason } => {
+                let waiting = self.jobs.get(&key).is_some_and(|job| job.phase == Phase::Waiting);
+                if waiting {
+                    self.jobs.remove(&key);
+                    self.done(key, Outcome::Failed(reason));
+                }
+                receiver.abort(cx, key, reason);
+            }
+            Message::Link { peer, body } => {
+                if !receiver.knows(peer) {
+                    self.peers.ask(&mut self.client, peer);
+                }
+                receiver.link(cx, peer, body);
+            }
+            Message::FactsOf { instance, facts: Some(facts) } => {
+                let own = receiver.memory().facts();
+                match pair(&self.config, &facts, &own) {
+                    Ok(pairing) => receiver.meet(cx, instance, Arc::new(*facts), pairing),
+                    Err(_) => self.drop_waiting(cx, instance, Reason::Layout),
+                }
+            }
+            Message::FactsOf { instance, facts: None } | Message::Gone { instance } => {
+                self.peers.forget(instance);
+                receiver.peer_gone(cx, instance);
+                self.drop_waiting(cx, instance, Reason::PeerGone);
+            }
+            Message::Joined(_) | Message::Welcome { .. } | Message::Refused { .. } => {}
+            // Said by clients, never to one.
+            Message::Register { .. }
+            | Message::Heartbeat
+            | Message::Leave
+            | Message::Query { .. }
+            | Message::Create { .. }
+            | Message::Publish(_)
+            | Message::Done { .. } => {}
+        }
+    }
+
+    fn assign(&mut self, cx: &mut Cx<'_>, key: RoomKey, peer: InstanceId, request: Request) {
+        let Some(receiver) = &mut self.receiver else { return };
+        if self.jobs.contains(&key) {
+            return;
+        }
+        if receiver.knows_room(&key) {
+            let outcome = self.ended.iter().rev().find(|(ended, _)| *ended == key).map(|(_, outcome)| *outcome);
+            let outcome = outcome.unwrap_or(Outcome::Failed(Reason::Refused));
+            self.client.send(&Message::Done { key, outcome });
+            return;
+        }
+        if !receiver.knows(peer) {
+            self.peers.ask(&mut self.client, peer);
+        }
+        // The group with most room; ties to the lowest.
+        let group = (0..self.pools.len()).rev().max_by_key(|g| self.pools[*g].free()).unwrap_or(0);
+        let need = self.pages_needed(&request).max(self.most_pages(&request));
+        if request.prompt == 0 || need > self.pools[group].capacity() {
+            self.client.send(&Message::Abort { key, reason: Reason::NoMemory });
+            receiver.abort(cx, key, Reason::NoMemory);
+            self.done(key, Outcome::Failed(Reason::NoMemory));
+            return;
+        }
+        let job = Job {
+            request,
+            peer,
+            group: group as u16,
+            table: PageTable::default(),
+            phase: Phase::Waiting,
+            joined: 0,
+            order: 0,
+        };
+        self.jobs.insert(key, job);
+        self.waiting.push_back(key);
+    }
+
+    /// Pages to let a request in.
+    fn pages_needed(&self, request: &Request) -> u32 {
+        match self.config.admission {
+            Admission::Reserve => self.most_pages(request),
+            Admission::OnDemand => request.prompt.div_ceil(self.config.page_size),
+        }
+    }
+
+    /// Pages that it has at its end. The last token's KV is never written.
+    fn most_pages(&self, request: &Request) -> u32 {
+        request.prompt.saturating_add(request.output.saturating_sub(1)).div_ceil(self.config.page_size)
+    }
+
+    /// Lets requests in, first come first served, for as long as there is room.
+    fn admit(&mut self, cx: &mut Cx<'_>) {
+        while let Some(key) = self.waiting.front().copied() {
+            let Some(receiver) = &mut self.receiver else { return };
+            let Some(job) = self.jobs.get(&key).filter(|job| job.phase == Phase::Waiting) else {
+                self.waiting.pop_front();
+                continue;
+            };
+            let need = self.pages_needed(&job.request);
+            let Some(job) = self.jobs.get_mut(&key) else { return };
+            let pool = &mut self.pools[usize::from(job.group)];
+            if self.admitted >= self.config.batch.max(1)
+                || need > pool.free()
+                || !receiver.can_open(job.peer, job.group)
+                || !pool.take(need, &mut job.table)
+            {
+                return;
+            }
+            self.waiting.pop_front();
+            let prompt = job.request.prompt.div_ceil(self.config.page_size);
+            let table = PageTable::new(job.table.slice(0, prompt).collect());
+            let (request, peer, group, tokens) = (job.request.id, job.peer, job.group, job.request.prompt);
+            job.phase = Phase::Transfer;
+            self.orders += 1;
+            job.order = self.orders;
+            self.admitted += 1;
+            let opened = receiver.open(cx, RecvRoom { key, request, peer, group, tokens }, &table);
+            debug_assert!(opened, "can_open said so");
+        }
+    }
+
+    fn drop_waiting(&mut self, cx: &mut Cx<'_>, peer: InstanceId, reason: Reason) {
+        let keys: Vec<RoomKey> = self
+            .waiting
+            .iter()
+            .copied()
+            .filter(|key| self.jobs.get(key).is_some_and(|job| job.peer == peer && job.phase == Phase::Waiting))
+            .collect();
+        for key in keys {
+            self.jobs.remove(&key);
+            if let Some(receiver) = &mut self.receiver {
+                receiver.abort(cx, key, reason);
+            }
+            self.client.send(&Message::Abort { key, reason });
+            self.done(key, Outcome::Failed(reason));
+        }
+    }
+
+    /// This instance's life is over: nothing it has goes on.
+    fn give_up(&mut self, cx: &mut Cx<'_>, reason: Reason) {
+        for key in std::mem::take(&mut self.waiting) {
+            if self.jobs.get(&key).is_some_and(|job| job.phase == Phase::Waiting) {
+                self.jobs.remove(&key);
+                self.done(key, Outcome::Failed(reason));
+            }
+        }
+        let mut rooms: Vec<RoomKey> = self.joining.drain(..).collect();
+        rooms.extend(std::mem::take(&mut self.finishing).into_values().flatten());
+        self.growing.clear();
+        self.running.clear();
+        (self.batch, self.context, self.step_ends) = (0, 0, None);
+        for key in rooms {
+            self.over(cx, key, Outcome::Failed(reason));
+        }
+    }
+
+    /// Tells the outcome of a room, once.
+    fn done(&mut self, key: RoomKey, outcome: Outcome) {
+        if self.ended.len() == ENDED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back((key, outcome));
+        self.client.send(&Message::Done { key, outcome });
+    }
+
+    /// Ends a running request and lets go of its pages.
+    fn over(&mut self, cx: &mut Cx<'_>, key: RoomKey, outcome: Outcome) {
+        let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) else { return };
+        job.phase = Phase::Over;
+        self.admitted -= 1;
+        self.verify(cx, &key);
+        self.done(key, outcome);
+        if let Some(receiver) = &mut self.receiver {
+            receiver.finish(cx, key);
+        }
+    }
+
+    /// Checks that the prompt's KV is where it belongs, equal to the source.
+    fn verify(&mut self, cx: &mut Cx<'_>, key: &RoomKey) {
+        if !self.config.transfer.verify {
+            return;
+        }
+        let (Some(job), Some(receiver)) = (self.jobs.get(key), &self.receiver) else { return };
+        let tokens = 0..job.request.prompt;
+        if receiver.memory().holds(cx.fabric, job.group, &job.request, &job.table, tokens) != Ok(true) {
+            cx.out.record(job.request.id, Step::Corrupt);
+        }
+    }
+
+    fn on_news(&mut self, cx: &mut Cx<'_>) {
+        while let Some(news) = self.receiver.as_mut().and_then(Receiver::next_news) {
+            match news {
+                News::Tell(message) => self.client.send(&message),
+                News::Started(_) => {}
+                News::Success(key) => self.arrived(cx, key),
+                News::Failed(key, reason) => {
+                    if let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Transfer) {
+                        job.phase = Phase::Over;
+                        self.admitted -= 1;
+                        self.done(key, Outcome::Failed(reason));
+                    }
+                }
+                News::Released(key) => {
+                    if let Some(mut job) = self.jobs.remove(&key) {
+                        self.pools[usize::from(job.group)].give_all(&mut job.table);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A room's KV and first token are in place.
+    fn arrived(&mut self, cx: &mut Cx<'_>, key: RoomKey) {
+        self.verify(cx, &key);
+        let Some(job) = self.jobs.get_mut(&key) else { return };
+        job.phase = Phase::Running;
+        let (request, output) = (job.request.id, job.request.output);
+        cx.out.record(request, Step::Success);
+        cx.out.record(request, Step::FirstToken);
+        if output <= 1 {
+            cx.out.record(request, Step::Finished);
+            self.over(cx, key, Outcome::Finished);
+        } else {
+            self.joining.push(key);
+        }
+    }
+
+    /// Starts the next step of the batch.
+    fn next_step(&mut self, cx: &mut Cx<'_>) {
+        if self.step_ends.is_some() {
+            return;
+        }
+        for key in std::mem::take(&mut self.joining) {
+            let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) else { continue };
+            job.joined = self.steps;
+            self.batch += 1;
+            // The first token's KV is written in this step.
+            self.context += u64::from(job.request.prompt) + 1;
+            self.finishing.entry(self.steps + u64::from(job.request.output) - 1).or_default().push(key);
+            if self.config.admission == Admission::OnDemand {
+                self.running.insert(job.order, key);
+                let room = job.table.len() * self.config.page_size - job.request.prompt;
+                self.growing.entry(self.steps + u64::from(room)).or_default().push(key);
+            }
+        }
+        if self.config.admission == Admission::OnDemand {
+            self.grow(cx);
+        }
+        if self.batch == 0 {
+            return;
+        }
+        let estimate = self.compute.decode(self.batch, self.context);
+        self.counters.extrapolated += u64::from(estimate.extrapolated);
+        self.step_ends = Some(cx.now + estimate.span);
+    }
+
+    /// Takes the pages that the next step writes to; sends the latest requests back when there are none.
+    fn grow(&mut self, cx: &mut Cx<'_>) {
+        while let Some(entry) = self.growing.first_entry() {
+            if *entry.key() > self.steps {
+                return;
+            }
+            for key in entry.remove() {
+                loop {
+                    let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) else { break };
+                    // The step that comes writes token `joined` + 1 of the output.
+                    let last = self.steps - job.joined + 2 >= u64::from(job.request.output);
+                    if self.pools[usize::from(job.group)].take(1, &mut job.table) {
+                        if !last {
+                            let next = self.steps + u64::from(self.config.page_size);
+                            self.growing.entry(next).or_default().push(key);
+                        }
+                        break;
+                    }
+                    let Some((_, victim)) = self.running.last_key_value() else { break };
+                    let victim = *victim;
+                    self.preempt(cx, victim);
+                }
+            }
+        }
+    }
+
+    fn preempt(&mut self, cx: &mut Cx<'_>, key: RoomKey) {
+        let Some(job) = self.jobs.get(&key) else { return };
+        let generated = self.steps - job.joined;
+        let end = job.joined + u64::from(job.request.output) - 1;
+        let tokens = 1 + generated as u32;
+        let (order, request, prompt) = (job.order, job.request.id, job.request.prompt);
+        self.batch -= 1;
+        self.context -= u64::from(prompt) + 1 + generated;
+        self.running.remove(&order);
+        if let Some(keys) = self.finishing.get_mut(&end) {
+            keys.retain(|other| *other != key);
+            if keys.is_empty() {
+                self.finishing.remove(&end);
+            }
+        }
+        cx.out.record(request, Step::Preempted { tokens });
+        self.over(cx, key, Outcome::Preempted { tokens });
+        self.on_news(cx);
+    }
+
+    /// A step of the batch ended: every request in it has one more token.
+    fn step_ended(&mut self, cx: &mut Cx<'_>) {
+        self.step_ends = None;
+        self.steps += 1;
+        self.context += u64::from(self.batch);
+        while let Some(entry) = self.finishing.first_entry() {
+            if *entry.key() > self.steps {
+                break;
+            }
+            for key in entry.remove() {
+                let Some(job) = self.jobs.get(&key) else { continue };
+                let (request, order) = (job.request.id, job.order);
+                self.batch -= 1;
+                self.context -= u64::from(job.request.prompt) + u64::from(job.request.output);
+                self.running.remove(&order);
+                cx.out.record(request, Step::Finished);
+                self.over(cx, key, Outcome::Finished);
+            }
+        }
+    }
+
+    fn shut_down(&mut self, cx: &mut Cx<'_>) {
+        if !self.leaving {
+            self.leaving = true;
+            self.give_up(cx, Reason::Aborted);
+            if let Some(receiver) = &mut self.receiver {
+                receiver.abandon(cx, Reason::Aborted);
+            }
+            self.on_news(cx);
+            self.client.leave(cx.now);
+        }
+    }
+
+    /// Gives the fabric's objects back once nothing is left.
+    fn close(&mut self, cx: &mut Cx<'_>) {
+        if self.leaving
+            && self.receiver.as_ref().is_some_and(|receiver| receiver.held().rooms == 0)
+            && let Some(mut receiver) = self.receiver.take()
+        {
+            // Everything was given back in order; what a broken device refuses is gone with the process.
+            let _ = receiver.close(cx.fabric);
+        }
+    }
+}
+
+impl Node for DecodeNode {
+    fn handle(&mut self, cx: &mut Cx<'_>, input: Input<'_>) {
+        if let Some(receiver) = &mut self.receiver {
+            receiver.set_lease(self.client.lease_until().unwrap_or(Time::ZERO));
+        }
+        match input {
+            Input::Start => {
+                if let Err(error) = self.start(cx) {
+                    self.failed = Some(error);
+                }
+            }
+            Input::Wake => {
+                if let Some(receiver) = &mut self.receiver {
+                    receiver.wake(cx);
+                }
+                if self.step_ends.is_some_and(|at| at <= cx.now) {
+                    self.step_ended(cx);
+                }
+            }
+            Input::Frame { bytes, .. } => {
+                self.client.receive(cx.now, bytes, &mut self.events);
+                self.on_client(cx);
+            }
+            Input::Completions { batch, .. } => {
+                if let Some(receiver) = &mut self.receiver {
+                    receiver.completions(cx, batch);
+                }
+            }
+            Input::Fabric(event) => {
+                if let Some(receiver) = &mut self.receiver {
+                    receiver.event(cx, event);
+                }
+            }
+            Input::Arrival(_) => {}
+            Input::Shutdown => self.shut_down(cx),
+        }
+        self.on_news(cx);
+        self.admit(cx);
+        self.on_news(cx);
+        self.next_step(cx);
+        self.close(cx);
+        self.client.flush(cx.now, cx.out);
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        let receiver = self.receiver.as_ref().and_then(Receiver::deadline);
+        [self.client.deadline(), receiver, self.step_ends].into_iter().flatten().min()
+    }
+
+    fn held(&self) -> Held {
+        let Some(receiver) = &self.receiver else { return Held::default() };
+        let held = receiver.held();
+        let regions = receiver.memory().memory_regions();
+        Held {
+            rooms: held.rooms.max(self.jobs.len() as u64),
+            pages: self.pools.iter().map(|pool| u64::from(pool.used())).sum(),
+            cached_pages: 0,
+            slots: held.slots,
+            memory_regions: regions,
+            pool_memory_regions: regions,
+            queue_pairs: held.queue_pairs,
+            pool_queue_pairs: held.queue_pairs,
+            timers: held.timers,
+            receives: held.receives,
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        let stats = self.receiver.as_ref().map(Receiver::stats).unwrap_or_default();
+        Counters {
+            fences: stats.fences,
+            stale_immediates: stats.stale_immediates,
+            repeated_parts: stats.repeated_parts,
+            ..self.counters
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What prefill and decode instances have in common: configuration, memory, and getting to know peers.
+
+use super::compute::Compute;
+use crate::fabric::{Access, Error, Fabric, Memory};
+use crate::id::InstanceId;
+use crate::map::Map;
+use crate::registry::{Client, Facts, Message, SessionConfig};
+use crate::transfer::{InstanceMemory, Pairing, PairingError, TransferConfig};
+use models::{DType, Layout, LayoutError, Model, PageOrder, Parallel};
+use std::sync::Arc;
+
+/// When decode takes pages for tokens that are yet to be generated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Admission {
+    /// All of them before the transfer: a request that was let in never runs out.
+    #[default]
+    Reserve,
+    /// As they are generated; when none is left, the request let in last is sent back.
+    OnDemand,
+}
+
+/// An instance: one model replica of `parallel.tp * parallel.pp` ranks on one host.
+#[derive(Clone, Debug)]
+pub struct InstanceConfig {
+    /// The model.
+    pub model: Model,
+    /// How its KV is stored.
+    pub dtype: DType,
+    /// Its ranks.
+    pub parallel: Parallel,
+    /// Tokens of a page.
+    pub page_size: u32,
+    /// Order within a page.
+    pub order: PageOrder,
+    /// Pages in each rank's pools, the padding page included.
+    pub pages: u32,
+    /// Whether pages are given out scattered, as after long use.
+    pub scatter: bool,
+    /// What KV pools are made of.
+    pub memory: Memory,
+    /// The transfer engine.
+    pub transfer: TransferConfig,
+    /// The control channel.
+    pub session: SessionConfig,
+    /// Life of the node, see [`Client::new`].
+    pub life: u32,
+    /// Prefill: tokens of a step. Decode: requests in transfer and in the batch.
+    pub batch: u32,
+    /// Prefill: whether blocks are kept for later requests.
+    pub prefix_cache: bool,
+    /// Decode: when pages for generated tokens are taken.
+    pub admission: Admission,
+    /// Peers that it may be linked to at a time: completion queues are made for so many.
+    pub peers: u32,
+}
+
+/// Why an instance cannot start.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// Its layout is impossible.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The fabric refused.
+    #[error("{what}: {why}")]
+    Fabric {
+        /// What was asked.
+        what: &'static str,
+        /// Its answer.
+        why: Error,
+    },
+    /// A device that cannot send an aux row inline.
+    #[error("the device sends {0} bytes inline, at least {min} are needed", min = crate::transfer::AUX_BYTES)]
+    Inline(u32),
+}
+
+impl InstanceConfig {
+    /// Its memory, registered.
+    pub(super) fn memory(&self, fabric: &mut dyn Fabric, access: Access) -> Result<InstanceMemory, StartError> {
+        let inline = fabric.limits().max_inline;
+        if u64::from(inline) < crate::transfer::AUX_BYTES {
+            return Err(StartError::Inline(inline));
+        }
+        let layout = Layout::new(&self.model, self.dtype, self.parallel, self.page_size, self.order)?;
+        let t = &self.transfer;
+        InstanceMemory::new(fabric, layout, self.memory, self.pages, t.slots, t.rails, access)
+            .map_err(|why| StartError::Fabric { what: "KV pools", why })
+    }
+    /// Queue pairs to so many peers as it may have.
+    pub(super) fn queue_pairs(&self) -> u32 {
+        let ranks = self.parallel.tp * self.parallel.pp;
+        self.peers.max(1).saturating_mul(ranks).saturating_mul(u32::from(self.transfer.rails)).saturating_mul(2)
+    }
+}
+
+/// Facts of peers: asked for once, kept by instance id.
+#[derive(Default)]
+pub(super) struct Peers {
+    asked: Map<InstanceId, ()>,
+}
+
+impl Peers {
+    /// Asks the registry about a peer unless that was done.
+    pub(super) fn ask(&mut self, client: &mut Client, peer: InstanceId) {
+        if self.asked.insert(peer, ()).is_none() {
+            client.send(&Message::Query { instance: peer });
+        }
+    }
+    /// The peer is gone.
+    pub(super) fn forget(&mut self, peer: InstanceId) {
+        self.asked.remove(&peer);
+    }
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.asked.clear();
+    }
+}
+
+/// The pairing of this side with a peer.
+pub(super) fn pair(
+    config: &InstanceConfig,
+    src: &Facts,
+    dst: &Facts,
+) -> Result<Arc<Pairing>, PairingError> {
+    let t = &config.transfer;
+    Pairing::new(&config.model, config.dtype, src, dst, t.replica, t.rails).map(Arc::new)
+}
+
+/// A compute profile, shared by nothing.
+pub(super) type BoxedCompute = Box<dyn Compute>;

@@ -1,0 +1,497 @@
+//! A prefill instance: takes rooms, computes their prompts in chunked steps, hands KV to the sender.
+
+use super::cache::PrefixCache;
+use super::compute::{Chunk, Compute};
+use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair};
+use super::{BLOCK_TOKENS, Counters, Cx, Held, Input, Node, Reason, Request, Step};
+use crate::fabric::Access;
+use crate::id::InstanceId;
+use crate::map::Map;
+use crate::policy::Granularity;
+use crate::registry::{Client, ClientEvent, Message, Role, RoomKey};
+use crate::time::{Span, Time};
+use crate::transfer::{News, PagePool, PageTable, SendRoom, Sender};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// A room's prompt.
+struct Job {
+    request: Request,
+    group: u16,
+    table: PageTable,
+    /// Whether it has pages.
+    placed: bool,
+    /// Blocks taken from the cache, or given to it: this job is one of their users.
+    shared: usize,
+    /// Tokens whose KV is there.
+    done: u32,
+    cached: u32,
+    /// Part of the step under way.
+    computing: bool,
+    /// The transfer is over (or failed): pages go back once nothing computes into them.
+    released: bool,
+}
+
+/// Tokens of one room in the step under way.
+struct StepPart {
+    key: RoomKey,
+    from: u32,
+    to: u32,
+}
+
+/// A step under way.
+struct Running {
+    started: Time,
+    span: Span,
+    parts: Vec<StepPart>,
+    /// Layers already handed over.
+    layers: u32,
+}
+
+/// The node.
+pub struct PrefillNode {
+    config: InstanceConfig,
+    compute: Box<dyn Compute>,
+    client: Client,
+    events: VecDeque<ClientEvent>,
+    sender: Option<Sender>,
+    peers: Peers,
+    pools: Vec<PagePool>,
+    caches: Vec<PrefixCache>,
+    jobs: Map<RoomKey, Job>,
+    waiting: VecDeque<RoomKey>,
+    step: Option<Running>,
+    chunks: Vec<Chunk>,
+    leaving: bool,
+    counters: Counters,
+    /// Why it could not start.
+    failed: Option<StartError>,
+}
+
+impl PrefillNode {
+    /// A node to be started.
+    pub fn new(config: InstanceConfig, compute: BoxedCompute) -> Self {
+        Self {
+            client: Client::new(Role::Prefill, None, config.session, config.life),
+            compute,
+            events: VecDeque::new(),
+            sender: None,
+            peers: Peers::default(),
+            pools: Vec::new(),
+            caches: Vec::new(),
+            jobs: Map::default(),
+            waiting: VecDeque::new(),
+            step: None,
+            chunks: Vec::new(),
+            leaving: false,
+            counters: Counters::default(),
+            failed: None,
+            config,
+        }
+    }
+
+    /// Why it could not start, if so.
+    pub fn error(&self) -> Option<&StartError> {
+        self.failed.as_ref()
+    }
+
+    fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {
+        let memory = self.config.memory(cx.fabric, Access::REMOTE_READ)?;
+        let facts = memory.facts();
+        let groups = self.config.parallel.dp.max(1);
+        self.pools = (0..groups).map(|_| PagePool::new(self.config.pages, self.config.scatter)).collect();
+        self.caches = (0..groups).map(|_| PrefixCache::default()).collect();
+        let sender = Sender::new(self.config.transfer.clone(), memory, cx.fabric, self.config.queue_pairs())
+            .map_err(|why| StartError::Fabric { what: "completion queues", why })?;
+        self.sender = Some(sender);
+        self.client = Client::new(Role::Prefill, Some(facts), self.config.session, self.config.life);
+        self.client.start(cx.now);
+        Ok(())
+    }
+
+    fn on_client(&mut self, cx: &mut Cx<'_>) {
+        while let Some(event) = self.events.pop_front() {
+            let Some(sender) = &mut self.sender else { continue };
+            match event {
+                ClientEvent::Registered(_) => {}
+                // Reports of rooms that ended are told again when their Assign comes again.
+                ClientEvent::NewEpoch => {
+                    self.peers.clear();
+                    sender.ask_again();
+                }
+                ClientEvent::Evicted { reason, .. } => {
+                    sender.abandon(cx, reason);
+                    self.peers.clear();
+                    if !self.leaving {
+                        self.client.rejoin(cx.now);
+                    }
+                }
+                ClientEvent::Message(message) => self.on_message(cx, message),
+            }
+        }
+    }
+
+    fn on_message(&mut self, cx: &mut Cx<'_>, message: Message) {
+        let Some(sender) = &mut self.sender else { return };
+        match message {
+            Message::Assign { key, peer, request } => self.assign(cx, key, peer, request),
+            Message::Publish(list) => sender.publish(cx, &list),
+            Message::Abort { key, reason } => sender.abort(cx, key, reason, false),
+            Message::Link { peer, body } => sender.link(cx, peer, body),
+            Message::FactsOf { instance, facts: Some(facts) } => {
+                let own = sender.memory().facts();
+                match pair(&self.config, &own, &facts) {
+                    Ok(pairing) => sender.meet(cx, instance, Arc::new(*facts), pairing),
+                    Err(_) => sender.reject_peer(cx, instance, Reason::Layout),
+                }
+            }
+            Message::FactsOf { instance, facts: None } | Message::Gone { instance } => {
+                self.peers.forget(instance);
+                sender.peer_gone(cx, instance);
+            }
+            Message::Joined(_) | Message::Welcome { .. } | Message::Refused { .. } => {}
+            // Said by clients, never to one.
+            Message::Register { .. }
+            | Message::Heartbeat
+            | Message::Leave
+            | Message::Query { .. }
+            | Message::Create { .. }
+            | Message::Report { .. }
+            | Message::Done { .. } => {}
+        }
+    }
+
+    fn assign(&mut self, cx: &mut Cx<'_>, key: RoomKey, peer: InstanceId, request: Request) {
+        let Some(sender) = &mut self.sender else { return };
+        // The group with most room; ties to the lowest.
+        let free = |g: &usize| u64::from(self.pools[*g].free()) + self.caches[*g].idle_pages();
+        let group = (0..self.pools.len()).rev().max_by_key(free).unwrap_or(0);
+        let (tenant, tokens) = (request.tenant, request.prompt);
+        let spec = SendRoom { key, request: request.id, peer, tenant, group: group as u16, tokens };
+        if !sender.open(cx, spec) {
+            return;
+        }
+        if !sender.knows(peer) {
+            self.peers.ask(&mut self.client, peer);
+        }
+        let need = request.prompt.div_ceil(self.config.page_size);
+        if request.prompt == 0 || need > self.pools[group].capacity() {
+            sender.abort(cx, key, Reason::NoMemory, true);
+            return;
+        }
+        let job = Job {
+            request,
+            group: group as u16,
+            table: PageTable::default(),
+            placed: false,
+            shared: 0,
+            done: 0,
+            cached: 0,
+            computing: false,
+            released: false,
+        };
+        self.jobs.insert(key, job);
+        self.waiting.push_back(key);
+    }
+
+    /// Gives a job pages: blocks of its prefix from the cache, new ones for the rest. False if there are not enough.
+    fn place(&mut self, key: &RoomKey) -> bool {
+        let Some(job) = self.jobs.get_mut(key) else { return true };
+        if job.placed {
+            return true;
+        }
+        let (pool, cache) = (&mut self.pools[usize::from(job.group)], &mut self.caches[usize::from(job.group)]);
+        let pages = job.request.prompt.div_ceil(self.config.page_size);
+        let mut hits = 0;
+        if self.config.prefix_cache && BLOCK_TOKENS.is_multiple_of(self.config.page_size) {
+            // At least the last token is always computed: somebody has to sample from it.
+            let whole = ((job.request.prompt - 1) / BLOCK_TOKENS) as usize;
+            let ids = &job.request.blocks[..whole.min(job.request.blocks.len())];
+            hits = cache.hits(ids);
+            for id in &ids[..hits] {
+                cache.take(*id, &mut job.table);
+            }
+        }
+        let need = pages - job.table.len();
+        cache.make_room(pool, need);
+        if !pool.take(need, &mut job.table) {
+            for id in &job.request.blocks[..hits] {
+                cache.put(*id);
+            }
+            job.table.clear();
+            return false;
+        }
+        job.placed = true;
+        job.shared = hits;
+        job.cached = hits as u32 * BLOCK_TOKENS;
+        job.done = job.cached;
+        if let Some(sender) = &mut self.sender {
+            sender.attach(key, &job.table, job.cached);
+        }
+        true
+    }
+
+    /// Starts a step if there is something to compute.
+    fn schedule(&mut self, cx: &mut Cx<'_>) {
+        if self.step.is_some() || self.leaving {
+            return;
+        }
+        let mut budget = self.config.batch.max(1);
+        let mut parts = Vec::new();
+        self.chunks.clear();
+        while budget > 0 {
+            let Some(key) = self.waiting.front().copied() else { break };
+            let active = self.sender.as_ref().is_some_and(|sender| sender.is_active(&key));
+            if !active || !self.jobs.contains(&key) {
+                self.waiting.pop_front();
+                continue;
+            }
+            if !self.place(&key) {
+                break;
+            }
+            let Some(job) = self.jobs.get_mut(&key) else { break };
+            if job.done == job.cached {
+                cx.out.record(job.request.id, Step::PrefillStart { cached: job.cached });
+            }
+            let (from, new) = (job.done, budget.min(job.request.prompt - job.done));
+            job.computing = true;
+            budget -= new;
+            self.chunks.push(Chunk { new, context: from });
+            parts.push(StepPart { key, from, to: from + new });
+            if from + new == job.request.prompt {
+                self.waiting.pop_front();
+            } else {
+                break;
+            }
+        }
+        if parts.is_empty() {
+            return;
+        }
+        let estimate = self.compute.prefill(&self.chunks);
+        self.counters.extrapolated += u64::from(estimate.extrapolated);
+        // KV from the cache can leave before anything is computed.
+        if self.config.transfer.granularity != Granularity::Request {
+            let layers = 0..self.config.model.layers;
+            for part in &parts {
+                if let (Some(job), Some(sender)) = (self.jobs.get(&part.key), &mut self.sender)
+                    && part.from == job.cached
+                    && job.cached > 0
+                {
+                    sender.produced(cx, &part.key, 0..job.cached, layers.clone(), false);
+                }
+            }
+        }
+        self.step = Some(Running { started: cx.now, span: estimate.span, parts, layers: 0 });
+    }
+
+    /// When the next group of layers, or the whole step, is done.
+    fn step_deadline(&self) -> Option<Time> {
+        let step = self.step.as_ref()?;
+        let layers = u64::from(self.config.model.layers.max(1));
+        let upto = match self.config.transfer.granularity {
+            Granularity::LayerWise { layers: n } => (u64::from(step.layers) + u64::from(n.max(1))).min(layers),
+            Granularity::Request | Granularity::Chunk => layers,
+        };
+        let after = u128::from(step.span.0) * u128::from(upto) / u128::from(layers);
+        Some(step.started + Span(after as u64))
+    }
+
+    /// A group of layers, or the step, is done.
+    fn advance(&mut self, cx: &mut Cx<'_>) {
+        while self.step_deadline().is_some_and(|at| at <= cx.now) {
+            let (Some(step), Some(sender)) = (&mut self.step, &mut self.sender) else { return };
+            let total = self.config.model.layers;
+            let granularity = self.config.transfer.granularity;
+            let upto = match granularity {
+                Granularity::LayerWise { layers } => (step.layers + layers.max(1)).min(total),
+                Granularity::Request | Granularity::Chunk => total,
+            };
+            let layers = step.layers..upto;
+            step.layers = upto;
+            let ended = upto == total;
+            for part in &step.parts {
+                let Some(job) = self.jobs.get_mut(&part.key) else { continue };
+                let tokens = part.from..part.to;
+                let last = ended && part.to == job.request.prompt;
+                // The write of this instance's own compute into pages that it owns: refused only if the fabric lost them.
+                let _ = sender.memory().stamp(
+                    cx.fabric,
+                    job.group,
+                    &job.request,
+                    &job.table,
+                    tokens.clone(),
+                    layers.clone(),
+                );
+                if ended {
+                    job.done = part.to;
+                    job.computing = false;
+                }
+                if last {
+                    cx.out.record(job.request.id, Step::PrefillEnd);
+                }
+                match granularity {
+                    Granularity::Request if last => {
+                        sender.produced(cx, &part.key, 0..part.to, 0..total, true);
+                    }
+                    Granularity::Request => {}
+                    Granularity::Chunk | Granularity::LayerWise { .. } => {
+                        sender.produced(cx, &part.key, tokens, layers.clone(), last);
+                    }
+                }
+            }
+            if ended && let Some(step) = self.step.take() {
+                for part in step.parts {
+                    self.cache_blocks(&part.key);
+                    self.give_back(&part.key);
+                }
+            }
+        }
+    }
+
+    /// Lets later requests use the whole blocks of a computed prompt.
+    fn cache_blocks(&mut self, key: &RoomKey) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        if !self.config.prefix_cache
+            || job.done < job.request.prompt
+            || !BLOCK_TOKENS.is_multiple_of(self.config.page_size)
+        {
+            return;
+        }
+        let per_block = BLOCK_TOKENS / self.config.page_size;
+        let whole = (job.request.prompt / BLOCK_TOKENS) as usize;
+        let cache = &mut self.caches[usize::from(job.group)];
+        while job.shared < whole.min(job.request.blocks.len()) {
+            let first = job.shared as u32 * per_block;
+            let pages = job.table.slice(first, first + per_block);
+            if !cache.insert(job.request.blocks[job.shared], pages) {
+                // Somebody else computed it at the same time; these pages stay this job's own.
+                break;
+            }
+            job.shared += 1;
+        }
+    }
+
+    /// Gives a released job's pages back, once no step writes to them.
+    fn give_back(&mut self, key: &RoomKey) {
+        if !self.jobs.get(key).is_some_and(|job| job.released && !job.computing) {
+            return;
+        }
+        let Some(job) = self.jobs.remove(key) else { return };
+        let (pool, cache) = (&mut self.pools[usize::from(job.group)], &mut self.caches[usize::from(job.group)]);
+        for id in &job.request.blocks[..job.shared] {
+            cache.put(*id);
+        }
+        let per_block = BLOCK_TOKENS / self.config.page_size.clamp(1, BLOCK_TOKENS);
+        let own = job.shared as u32 * per_block;
+        let mut rest = PageTable::new(job.table.slice(own, job.table.len()).collect());
+        pool.give_all(&mut rest);
+    }
+
+    fn on_news(&mut self) {
+        while let Some(news) = self.sender.as_mut().and_then(Sender::next_news) {
+            match news {
+                News::Tell(message) => self.client.send(&message),
+                News::Started(_) | News::Success(_) | News::Failed(..) => {}
+                News::Released(key) => {
+                    if let Some(job) = self.jobs.get_mut(&key) {
+                        job.released = true;
+                        self.give_back(&key);
+                    }
+                }
+            }
+        }
+    }
+
+    fn shut_down(&mut self, cx: &mut Cx<'_>) {
+        if !self.leaving {
+            self.leaving = true;
+            if let Some(sender) = &mut self.sender {
+                sender.abandon(cx, Reason::Aborted);
+            }
+            self.on_news();
+            self.client.leave(cx.now);
+        }
+    }
+
+    /// Gives the fabric's objects back once nothing is outstanding.
+    fn close(&mut self, cx: &mut Cx<'_>) {
+        if self.leaving
+            && self.sender.as_ref().is_some_and(|sender| sender.held().rooms == 0 && sender.held().queue_pairs == 0)
+            && let Some(mut sender) = self.sender.take()
+        {
+            // Everything was given back in order; what a broken device refuses is gone with the process.
+            let _ = sender.close(cx.fabric);
+        }
+    }
+}
+
+impl Node for PrefillNode {
+    fn handle(&mut self, cx: &mut Cx<'_>, input: Input<'_>) {
+        if let Some(sender) = &mut self.sender {
+            sender.set_lease(self.client.lease_until().unwrap_or(Time::ZERO));
+        }
+        match input {
+            Input::Start => {
+                if let Err(error) = self.start(cx) {
+                    self.failed = Some(error);
+                }
+            }
+            Input::Wake => {
+                if let Some(sender) = &mut self.sender {
+                    sender.wake(cx);
+                }
+                self.advance(cx);
+            }
+            Input::Frame { bytes, .. } => {
+                self.client.receive(cx.now, bytes, &mut self.events);
+                self.on_client(cx);
+            }
+            Input::Completions { batch, .. } => {
+                if let Some(sender) = &mut self.sender {
+                    sender.completions(cx, batch);
+                }
+            }
+            Input::Fabric(event) => {
+                if let Some(sender) = &mut self.sender {
+                    sender.event(cx, event);
+                }
+            }
+            Input::Arrival(_) => {}
+            Input::Shutdown => self.shut_down(cx),
+        }
+        self.on_news();
+        self.schedule(cx);
+        self.on_news();
+        self.close(cx);
+        self.client.flush(cx.now, cx.out);
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        let sender = self.sender.as_ref().and_then(Sender::deadline);
+        [self.client.deadline(), sender, self.step_deadline()].into_iter().flatten().min()
+    }
+
+    fn held(&self) -> Held {
+        let Some(sender) = &self.sender else { return Held::default() };
+        let held = sender.held();
+        let cached: u64 = self.caches.iter().map(PrefixCache::idle_pages).sum();
+        let used: u64 = self.pools.iter().map(|pool| u64::from(pool.used())).sum();
+        let regions = sender.memory().memory_regions();
+        Held {
+            rooms: held.rooms.max(self.jobs.len() as u64),
+            pages: used - cached.min(used),
+            cached_pages: cached,
+            slots: 0,
+            memory_regions: regions,
+            pool_memory_regions: regions,
+            queue_pairs: held.queue_pairs,
+            pool_queue_pairs: held.queue_pairs,
+            timers: held.timers,
+            receives: 0,
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+}

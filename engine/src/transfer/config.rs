@@ -1,0 +1,147 @@
+//! Parameters of the transfer engine, and the switches of its protocol rules.
+
+use crate::fabric::{RnrTimer, Rts};
+use crate::policy::{Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window};
+use crate::time::Span;
+
+/// Parameters of both sides. What must be equal on both sides says so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TransferConfig {
+    /// Queue pairs for each pair of ranks. Equal on both sides.
+    pub rails: u16,
+    /// How work is spread over them. Equal on both sides: receives are promised by it.
+    pub rail_policy: RailPolicy,
+    /// Which copy of replicated KV sends. Equal on both sides.
+    pub replica: ReplicaChoice,
+    /// In how large pieces KV leaves prefill.
+    pub granularity: Granularity,
+    /// Who posts next on a port.
+    pub order: OrderPolicy,
+    /// How much is posted at a time on a port.
+    pub window: Window,
+    /// Work requests that a send queue holds.
+    pub send_depth: u32,
+    /// SGEs in a request; 1 never gathers.
+    pub max_sge: u16,
+    /// Most bytes of a work request.
+    pub max_message: u32,
+    /// Parts that a source rank may send to a destination rank for one room on one rail: what decode promises receives for.
+    pub parts_per_rail: u16,
+    /// Receives that a shared receive queue holds.
+    pub receive_depth: u32,
+    /// Aux slots of each rank: rooms that decode can have in transfer at a time.
+    pub slots: u32,
+    /// Reconnects that a room survives before it fails.
+    pub retries: u32,
+    /// ACK timeout, retries and READ window of the queue pairs.
+    pub rts: Rts,
+    /// What a peer is told to wait when no receive is posted.
+    pub min_rnr_timer: RnrTimer,
+    /// From all KV of a room being there to send until it must be delivered.
+    pub transfer_deadline: Span,
+    /// From the start of a room on a side until its end there.
+    pub room_deadline: Span,
+    /// How long decode waits for prefill's report before it fences.
+    pub drain_deadline: Span,
+    /// How long ended rooms are remembered: longer than any message of theirs can be under way.
+    pub tombstone: Span,
+    /// Whether decode checks content: at Success and again when it gives the pages back.
+    pub verify: bool,
+    /// Protocol rules; all on except in tests that show what each is for.
+    pub rules: Rules,
+}
+
+impl Default for TransferConfig {
+    fn default() -> Self {
+        Self {
+            rails: 1,
+            rail_policy: RailPolicy::default(),
+            replica: ReplicaChoice::default(),
+            granularity: Granularity::default(),
+            order: OrderPolicy::default(),
+            window: Window::default(),
+            send_depth: 8192,
+            max_sge: 16,
+            max_message: 1 << 30,
+            parts_per_rail: 16,
+            receive_depth: 16384,
+            slots: 512,
+            retries: 3,
+            rts: Rts { timeout: 14, retry_cnt: 7, rnr_retry: 3, max_rd_atomic: 16 },
+            min_rnr_timer: RnrTimer(12),
+            transfer_deadline: Span::s(60),
+            room_deadline: Span::s(3600),
+            drain_deadline: Span::s(5),
+            tombstone: Span::s(120),
+            verify: true,
+            rules: Rules::default(),
+        }
+    }
+}
+
+/// The protocol rules, one switch each. Every one closes a way to lose or corrupt a cache; a test switches each off and
+/// shows the loss. Nothing else should ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Completion is a set of parts; off: a count of immediates.
+    pub parts_are_a_set: bool,
+    /// A slot's reuse raises its generation, and an immediate of another generation is dropped.
+    pub slot_generation: bool,
+    /// Success needs every source rank's seal; off: the last part seen is taken for the last there is.
+    pub seals: bool,
+    /// The target fences before it frees pages that a posted request may still write.
+    pub fence_before_free: bool,
+    /// An immediate counts only from a queue pair of the room's sender.
+    pub sender_check: bool,
+    /// Pages are published only when receives stand posted for the room's immediates.
+    pub receive_credits: bool,
+    /// A report says clean only if every posted request completed with success.
+    pub honest_report: bool,
+    /// Ended rooms are remembered at both sides.
+    pub tombstones: bool,
+    /// A node whose lease ran out reports no Success.
+    pub lease: bool,
+    /// The initiator gives local pages back only when every request naming them has completed.
+    pub initiator_waits: bool,
+    /// The target polls its completions before it offers a reconnect.
+    pub poll_before_offer: bool,
+    /// The aux row travels in a part, before its immediate; off: on its own, after it.
+    pub aux_in_part: bool,
+    /// An offer lists the live rooms, and the initiator ends all others.
+    pub live_list: bool,
+    /// An offer lists the parts already seen, and the initiator does not post them again.
+    pub seen_list: bool,
+    /// Page lists carry the fence epoch, and older ones than the accepted offer are refused.
+    pub fence_epoch: bool,
+    /// A free by fence voids reconnects under way.
+    pub fence_voids_offers: bool,
+    /// The initiator posts only after the target said ready.
+    pub ready_gate: bool,
+    /// The side that sees an error tells the other.
+    pub ask: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            parts_are_a_set: true,
+            slot_generation: true,
+            seals: true,
+            fence_before_free: true,
+            sender_check: true,
+            receive_credits: true,
+            honest_report: true,
+            tombstones: true,
+            lease: true,
+            initiator_waits: true,
+            poll_before_offer: true,
+            aux_in_part: true,
+            live_list: true,
+            seen_list: true,
+            fence_epoch: true,
+            fence_voids_offers: true,
+            ready_gate: true,
+            ask: true,
+        }
+    }
+}

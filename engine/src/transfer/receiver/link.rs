@@ -1,0 +1,262 @@
+//! The target's end of a link: fence, offer, accept.
+
+use super::super::memory::InstanceMemory;
+use super::super::news::News;
+use super::super::pairing::Pairing;
+use super::Receiver;
+use super::room::State as RoomState;
+use crate::fabric::{Access, Error, Fabric, QpSpec, QpState, Rtr, Step};
+use crate::id::{InstanceId, PortId, QpId};
+use crate::node::{Cx, Reason};
+use crate::registry::{Endpoints, Facts, LinkBody, Message, RoomKey};
+use std::sync::Arc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Never offered, or fenced and not offered again.
+    Down,
+    /// Offered; this end is in INIT.
+    Offered,
+    /// Ready.
+    Up,
+}
+
+/// All queue pairs to one prefill instance.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub facts: Arc<Facts>,
+    pub pairing: Arc<Pairing>,
+    pub qps: Vec<QpId>,
+    pub rooms: Vec<u32>,
+    /// Rises with every free by fence.
+    pub fence_epoch: u32,
+    state: State,
+    offer: u32,
+}
+
+impl Link {
+    pub(super) fn new(facts: Arc<Facts>, pairing: Arc<Pairing>) -> Self {
+        Self {
+            facts,
+            pairing,
+            qps: Vec::new(),
+            rooms: Vec::new(),
+            fence_epoch: 1,
+            state: State::Down,
+            offer: 0,
+        }
+    }
+    /// Whether the initiator could have work under way: there was an offer since the last fence.
+    pub(super) fn may_be_written(&self) -> bool {
+        self.state != State::Down
+    }
+    /// The local port of a wire, also before there are queue pairs.
+    pub(super) fn port_of(&self, wire: usize, memory: &InstanceMemory) -> PortId {
+        let wire = &self.pairing.wires[wire];
+        memory.ranks[wire.dst.index()].ports[usize::from(wire.rail)]
+    }
+    pub(super) fn uses_port(&self, port: Option<usize>, memory: &InstanceMemory) -> bool {
+        (0..self.pairing.wires.len()).any(|wire| Some(self.port_of(wire, memory).index()) == port)
+    }
+}
+
+impl Receiver {
+    /// What the initiator says about the link.
+    pub fn link(&mut self, cx: &mut Cx<'_>, peer: InstanceId, body: LinkBody) {
+        let Some(link) = self.links.get(&peer) else {
+            if matches!(body, LinkBody::Ask { .. }) && !self.asked.contains(&peer) {
+                self.asked.push(peer);
+            }
+            return;
+        };
+        match body {
+            // A newer offer is under way already.
+            LinkBody::Ask { broken } if broken < link.offer => {}
+            LinkBody::Ask { .. } => self.offer(cx, peer),
+            LinkBody::Answer { offer, fence_epoch, endpoints } => {
+                let current = fence_epoch == link.fence_epoch || !self.config.rules.fence_voids_offers;
+                if link.state == State::Offered && offer == link.offer && current {
+                    self.accept(cx, peer, &endpoints);
+                }
+            }
+            LinkBody::Refuse { .. } => {
+                self.fence(cx, peer);
+                let keys: Vec<RoomKey> = self.keys_of(peer);
+                for key in keys {
+                    self.fail(cx, key, Reason::Layout, false);
+                }
+            }
+            LinkBody::Offer { .. } | LinkBody::Ready { .. } => {}
+        }
+    }
+
+    fn keys_of(&self, peer: InstanceId) -> Vec<RoomKey> {
+        let rooms = self.links.get(&peer).map(|link| &link.rooms[..]).unwrap_or_default();
+        rooms.iter().filter_map(|i| self.rooms[*i as usize].as_ref()).map(|room| room.spec.key).collect()
+    }
+
+    /// Moves this end of every queue pair of a link to ERR, and takes every completion that came before. After this nothing
+    /// that the initiator posted, and nothing that its NIC still holds, can reach this side's memory.
+    pub(super) fn fence(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        let Some(link) = self.links.get_mut(&peer) else { return };
+        self.stats.fences += 1;
+        link.state = State::Down;
+        for qp in &link.qps {
+            if !matches!(cx.fabric.qp_state(*qp), Ok(QpState::Err | QpState::Reset)) {
+                // A queue pair that cannot be moved is gone, which fences as well.
+                let _ = cx.fabric.modify_qp(*qp, Step::Err);
+            }
+        }
+        if self.config.rules.poll_before_offer {
+            self.drain(cx);
+        }
+        let Some(link) = self.links.get(&peer) else { return };
+        for index in link.rooms.clone() {
+            if let Some(room) = self.rooms[index as usize].as_mut()
+                && room.state == RoomState::Success
+            {
+                room.fenced = true;
+            }
+        }
+    }
+
+    /// Fences, then releases every ended room of the link; offers a new connection to the others.
+    pub(super) fn fence_for_free(&mut self, cx: &mut Cx<'_>, peer: InstanceId, index: u32) {
+        let rules = self.config.rules;
+        if !rules.fence_before_free {
+            self.release(cx, index);
+            return;
+        }
+        let Some(link) = self.links.get_mut(&peer) else {
+            self.release(cx, index);
+            return;
+        };
+        link.fence_epoch += 1;
+        let keeps_offer = !rules.fence_voids_offers && link.state == State::Offered;
+        let was_down = link.state == State::Down;
+        if !keeps_offer {
+            self.fence(cx, peer);
+        }
+        let Some(link) = self.links.get(&peer) else { return };
+        for index in link.rooms.clone() {
+            if self.rooms[index as usize].as_ref().is_some_and(|room| room.finished) {
+                self.release(cx, index);
+            }
+        }
+        if !keeps_offer && !was_down {
+            self.offer(cx, peer);
+        }
+    }
+
+    /// Offers a connection: fences this end if it is up, drains it, and says what is live and what has been seen.
+    pub(super) fn offer(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        if self.links.get(&peer).is_some_and(|link| link.state != State::Down) {
+            self.fence(cx, peer);
+        }
+        match self.prepare(cx.fabric, peer) {
+            Ok(endpoints) => {
+                let live = self.live_rooms(peer);
+                let Some(link) = self.links.get_mut(&peer) else { return };
+                link.offer += 1;
+                link.state = State::Offered;
+                let body = LinkBody::Offer {
+                    offer: link.offer,
+                    fence_epoch: link.fence_epoch,
+                    rails: link.pairing.rails,
+                    endpoints,
+                    live,
+                };
+                self.news.push_back(News::Tell(Message::Link { peer, body }));
+            }
+            Err(_) => {
+                let body = LinkBody::Refuse { reason: Reason::Layout };
+                self.news.push_back(News::Tell(Message::Link { peer, body }));
+            }
+        }
+    }
+
+    /// Brings this side's ends to INIT, and makes them if there are none.
+    fn prepare(&mut self, fabric: &mut dyn Fabric, peer: InstanceId) -> Result<Endpoints, Error> {
+        let Some(link) = self.links.get_mut(&peer) else { return Err(Error::NoSuch("link")) };
+        if link.qps.is_empty() {
+            for wire in 0..link.pairing.wires.len() {
+                let port = link.port_of(wire, &self.memory);
+                let receives = &self.ports[port.index()];
+                let spec = QpSpec {
+                    send_cq: receives.cq,
+                    recv_cq: receives.cq,
+                    srq: Some(receives.srq),
+                    max_send: 1,
+                    max_recv: 0,
+                    max_sge: 1,
+                    max_inline: 0,
+                };
+                let qp = fabric.create_qp(port, spec)?;
+                self.qps.insert(qp, (peer, wire));
+                link.qps.push(qp);
+            }
+        }
+        let mut endpoints = Vec::with_capacity(link.qps.len());
+        for qp in &link.qps {
+            fabric.modify_qp(*qp, Step::Reset)?;
+            fabric.modify_qp(*qp, Step::Init(Access::REMOTE_WRITE))?;
+            endpoints.push(fabric.endpoint(*qp)?);
+        }
+        Ok(endpoints)
+    }
+
+    /// The initiator answered the current offer: this end can receive.
+    fn accept(&mut self, cx: &mut Cx<'_>, peer: InstanceId, theirs: &Endpoints) {
+        let Some(link) = self.links.get_mut(&peer) else { return };
+        let offer = link.offer;
+        let mut connect = || -> Result<(), Error> {
+            if theirs.len() != link.qps.len() {
+                return Err(Error::Invalid {
+                    what: "endpoints",
+                    value: theirs.len() as u64,
+                    right: "one for each queue pair of the link",
+                });
+            }
+            for (qp, peer) in link.qps.iter().zip(theirs) {
+                let rtr = Rtr {
+                    peer: *peer,
+                    max_dest_rd_atomic: self.config.rts.max_rd_atomic,
+                    min_rnr_timer: self.config.min_rnr_timer,
+                };
+                cx.fabric.modify_qp(*qp, Step::Rtr(rtr))?;
+                cx.fabric.modify_qp(*qp, Step::Rts(self.config.rts))?;
+            }
+            Ok(())
+        };
+        let body = match connect() {
+            Ok(()) => {
+                link.state = State::Up;
+                LinkBody::Ready { offer }
+            }
+            Err(_) => LinkBody::Refuse { reason: Reason::Layout },
+        };
+        self.news.push_back(News::Tell(Message::Link { peer, body }));
+    }
+
+    /// The peer is gone for good: its rooms fail, this end is fenced and destroyed, and everything is released.
+    pub fn peer_gone(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        self.asked.retain(|other| *other != peer);
+        self.fence(cx, peer);
+        for key in self.keys_of(peer) {
+            self.fail(cx, key, Reason::PeerGone, false);
+        }
+        let Some(link) = self.links.get(&peer) else { return };
+        for index in link.rooms.clone() {
+            if self.rooms[index as usize].as_ref().is_some_and(|room| room.finished) {
+                self.release(cx, index);
+            }
+        }
+        // Rooms that are still being decoded were fenced: they release themselves without the link.
+        if let Some(link) = self.links.remove(&peer) {
+            for qp in link.qps {
+                self.qps.remove(&qp);
+                let _ = cx.fabric.destroy_qp(qp);
+            }
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Prefill's side: rooms whose KV this instance sends.
+//!
+//! A room's KV comes in pieces ([`Sender::produced`]). Once decode's page list is there, each piece becomes *parts*: all writes of one
+//! (piece, source rank, destination rank) on one queue pair, the last of which carries the immediate. Parts wait in the queue of their
+//! port until order and window let them be posted, slice by slice. A room is Success when all its parts completed; that is final and
+//! means "delivered".
+//!
+//! A *link* is all queue pairs between two instances. It lives and dies as one: the fence epoch is one for the two instances, a free by
+//! fence must take every queue pair anyway, and one state machine is easier to get right than one for each queue pair. The price is that
+//! an error on one queue pair flushes its siblings, whose rooms are not to blame and are posted again after the reconnect.
+
+mod link;
+mod post;
+mod room;
+
+use super::config::TransferConfig;
+use super::memory::InstanceMemory;
+use super::news::News;
+use super::pages::PageTable;
+use super::pairing::Pairing;
+use super::tombstones::Tombstones;
+use crate::fabric::{Completion, Error, Event, Fabric, Plan};
+use crate::id::{CqId, InstanceId, QpId, RequestId};
+use crate::map::Map;
+use crate::node::{Cx, Reason};
+use crate::policy::{JobId, Order};
+use crate::registry::{Facts, Report, RoomKey};
+use crate::time::Time;
+use crate::timers::Timers;
+use link::Link;
+use room::{JobState, Room};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// What a port has posted, and who posts next.
+struct PortQueue {
+    order: Box<dyn Order>,
+    posted_bytes: u64,
+    posted_requests: u64,
+    cq: CqId,
+}
+
+/// A room to open.
+#[derive(Clone, Debug)]
+pub struct SendRoom {
+    /// The room.
+    pub key: RoomKey,
+    /// Whose it is.
+    pub request: RequestId,
+    /// The decode instance.
+    pub peer: InstanceId,
+    /// For fairness.
+    pub tenant: u32,
+    /// This side's DP group.
+    pub group: u16,
+    /// Prompt tokens.
+    pub tokens: u32,
+}
+
+/// What a sender holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SenderHeld {
+    /// Rooms not yet released.
+    pub rooms: u64,
+    /// Timers armed.
+    pub timers: u64,
+    /// Queue pairs of links.
+    pub queue_pairs: u64,
+}
+
+/// Prefill's transfer engine.
+pub struct Sender {
+    config: TransferConfig,
+    memory: InstanceMemory,
+    ports: Vec<PortQueue>,
+    links: BTreeMap<InstanceId, Link>,
+    /// By queue pair: its link and its index there.
+    qps: Map<QpId, (InstanceId, usize)>,
+    rooms: Vec<Option<Room>>,
+    free_rooms: Vec<u32>,
+    by_key: Map<RoomKey, u32>,
+    jobs: Vec<JobState>,
+    free_jobs: Vec<JobId>,
+    tombstones: Tombstones<Report>,
+    timers: Timers<RoomKey>,
+    news: VecDeque<News>,
+    lease_until: Time,
+    /// Plans of the piece at hand by share class.
+    plans: Vec<(u32, usize, Arc<Plan>)>,
+}
+
+impl Sender {
+    /// For an instance with this memory. Completion queues have room for everything that `queue_pairs` queue pairs can
+    /// hold, so that even flushing all of it overruns none.
+    pub fn new(
+        config: TransferConfig,
+        memory: InstanceMemory,
+        fabric: &mut dyn Fabric,
+        queue_pairs: u32,
+    ) -> Result<Self, Error> {
+        let count = fabric.ports().len() as u32;
+        let per_port = queue_pairs.div_ceil(count.max(1)).max(1);
+        let most = fabric.limits().max_cqe;
+        let depth = config.send_depth.saturating_mul(per_port).clamp(64.min(most), most);
+        let ids: Vec<_> = fabric.ports().iter().map(|port| port.id).collect();
+        let mut ports = Vec::new();
+        for port in ids {
+            let cq = fabric.create_cq(port, depth)?;
+            ports.push(PortQueue { order: config.order.build(), posted_bytes: 0, posted_requests: 0, cq });
+        }
+        Ok(Self {
+            ports,
+            memory,
+            links: BTreeMap::new(),
+            qps: Map::default(),
+            rooms: Vec::new(),
+            free_rooms: Vec::new(),
+            by_key: Map::default(),
+            jobs: Vec::new(),
+            free_jobs: Vec::new(),
+            tombstones: Tombstones::new(config.tombstone),
+            timers: Timers::default(),
+            news: VecDeque::new(),
+            lease_until: Time::NEVER,
+            plans: Vec::new(),
+            config,
+        })
+    }
+
+    /// Destroys queue pairs, completion queues and memory.
+    pub fn close(&mut self, fabric: &mut dyn Fabric) -> Result<(), Error> {
+        while let Some((_, link)) = self.links.pop_first() {
+            for wire in &link.wires {
+                self.qps.remove(&wire.qp);
+                fabric.destroy_qp(wire.qp)?;
+            }
+        }
+        for port in self.ports.drain(..) {
+            fabric.destroy_cq(port.cq)?;
+        }
+        self.memory.close(fabric)
+    }
+
+    /// The pools.
+    pub fn memory(&self) -> &InstanceMemory {
+        &self.memory
+    }
+
+    /// This node's lease holds until then; no Success is reported later.
+    pub fn set_lease(&mut self, until: Time) {
+        self.lease_until = until;
+    }
+
+    /// The next thing to know.
+    pub fn next_news(&mut self) -> Option<News> {
+        self.news.pop_front()
+    }
+
+    /// When it wants [`Sender::wake`].
+    pub fn deadline(&self) -> Option<Time> {
+        self.timers.head()
+    }
+
+    /// Deadlines that passed.
+    pub fn wake(&mut self, cx: &mut Cx<'_>) {
+        while let Some(key) = self.timers.expired(cx.now) {
+            self.fail(cx, key, Reason::Deadline, true);
+        }
+    }
+
+    /// Whether the peer's facts are known.
+    pub fn knows(&self, peer: InstanceId) -> bool {
+        self.links.contains_key(&peer)
+    }
+
+    /// A peer's facts: a link to it is prepared, and the target asked for an offer. Rooms that waited for this go on.
+    pub fn meet(&mut self, cx: &mut Cx<'_>, peer: InstanceId, facts: Arc<Facts>, pairing: Arc<Pairing>) {
+        if self.links.contains_key(&peer) {
+            return;
+        }
+        self.links.insert(peer, Link::new(facts, pairing));
+        self.ask(peer);
+        let waiting: Vec<RoomKey> = self
+            .rooms
+            .iter()
+            .flatten()
+            .filter(|room| room.spec.peer == peer)
+            .map(|room| room.spec.key)
+            .collect();
+        for key in waiting {
+            if let Some(index) = self.by_key.get(&key).copied() {
+                if let Some(link) = self.links.get_mut(&peer) {
+                    link.rooms.push(index);
+                }
+                self.advance(cx, index);
+            }
+        }
+        self.pump_all(cx);
+    }
+
+    /// What it holds.
+    pub fn held(&self) -> SenderHeld {
+        SenderHeld {
+            rooms: self.by_key.len() as u64,
+            timers: self.timers.len() as u64,
+            queue_pairs: self.links.values().map(|link| link.wires.len() as u64).sum(),
+        }
+    }
+
+    /// Completions that the driver polled.
+    pub fn completions(&mut self, cx: &mut Cx<'_>, batch: &[Completion]) {
+        for completion in batch {
+            self.completed(cx, completion);
+        }
+        self.pump_all(cx);
+    }
+
+    /// An asynchronous event.
+    pub fn event(&mut self, cx: &mut Cx<'_>, event: Event) {
+        match event {
+            Event::QpFatal(qp) => {
+                if let Some(&(peer, _)) = self.qps.get(&qp) {
+                    self.broken(cx, peer, true);
+                }
+            }
+            Event::CqOverrun(cq) => {
+                let port = self.ports.iter().position(|port| port.cq == cq);
+                let hit = |link: &Link| link.wires.iter().any(|wire| Some(wire.port.index()) == port);
+                let peers: Vec<_> =
+                    self.links.iter().filter(|(_, link)| hit(link)).map(|(peer, _)| *peer).collect();
+                for peer in peers {
+                    self.broken(cx, peer, true);
+                }
+            }
+            Event::SrqLimit(_) | Event::LastWqeReached(_) | Event::PortDown(_) | Event::PortUp(_) => {}
+        }
+    }
+
+    fn room_mut(&mut self, index: u32) -> Option<&mut Room> {
+        self.rooms.get_mut(index as usize).and_then(Option::as_mut)
+    }
+
+    /// The pages that a room reads from.
+    pub fn pages_of(&self, key: &RoomKey) -> Option<&PageTable> {
+        let index = *self.by_key.get(key)?;
+        self.rooms.get(index as usize)?.as_ref().map(|room| &room.src)
+    }
+}

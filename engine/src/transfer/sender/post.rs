@@ -1,0 +1,241 @@
+//! Posting: order and window decide together what goes out next on a port.
+
+use super::super::news::News;
+use super::super::wire::{AUX_BYTES, AuxRow, Immediate, SEAL_BYTES, Seal};
+use super::Sender;
+use super::link::Slice;
+use super::room::PartState;
+use crate::fabric::{Batch, Error, Flags, Item, Op, Sge, WorkRequest};
+use crate::id::{RKey, WrId};
+use crate::node::{Cx, Reason, Step};
+use crate::policy::JobId;
+
+/// What came of trying to post.
+enum Posted {
+    /// Something was posted; ask again.
+    Some,
+    /// The job cannot go on now and left the queue.
+    Blocked,
+}
+
+impl Sender {
+    /// Posts on every port what order and window allow.
+    pub(super) fn pump_all(&mut self, cx: &mut Cx<'_>) {
+        for port in 0..self.ports.len() {
+            let window = self.config.window;
+            loop {
+                let queue = &mut self.ports[port];
+                if queue.posted_bytes >= window.bytes || queue.posted_requests >= window.requests {
+                    break;
+                }
+                let room = (window.bytes - queue.posted_bytes, window.requests - queue.posted_requests);
+                let Some((job, most)) = queue.order.next(cx.now) else { break };
+                match self.post(cx, job, most.min(room.0), room.1) {
+                    Posted::Some | Posted::Blocked => {}
+                }
+            }
+        }
+    }
+
+    /// Posts the next slice of a job: at least one request, at most so many bytes and requests.
+    fn post(&mut self, cx: &mut Cx<'_>, id: JobId, bytes: u64, requests: u64) -> Posted {
+        let job = &mut self.jobs[id as usize];
+        let order = &mut self.ports[job.port.index()].order;
+        let room = self.rooms.get_mut(job.room as usize).and_then(Option::as_mut);
+        let link = room.as_ref().and_then(|room| self.links.get_mut(&room.spec.peer));
+        let (Some(room), Some(link), Some(&p)) = (room, link, job.parts.front()) else {
+            order.remove(id);
+            job.queued = false;
+            return Posted::Blocked;
+        };
+        let index = job.room;
+        let part = &mut room.parts[p as usize];
+        let free =
+            u64::from(self.config.send_depth) - link.wires.get(part.wire as usize).map_or(0, |w| w.used);
+        let (Some(target), true, true) = (&room.target, link.is_up(), free >= part.extras().max(1)) else {
+            order.remove(id);
+            job.queued = false;
+            if link.is_up() {
+                link.wires[part.wire as usize].blocked.push(id);
+            }
+            return Posted::Blocked;
+        };
+        let wire = &mut link.wires[part.wire as usize];
+        let ends = link.pairing.wires[part.wire as usize];
+        let feed = &link.pairing.feeds[usize::from(part.feed)];
+        let memory = &self.memory.ranks[ends.src.index()];
+        let theirs = &link.facts.ranks[ends.dst.index()];
+        let remote_ports = theirs.aux.rkeys.len().max(1);
+        let remote_port = (ends.dst.index() + usize::from(ends.rail)) % remote_ports;
+        let rkey = |keys: &[u32]| RKey(keys.get(remote_port).copied().unwrap_or(0));
+        let budget = requests.min(free);
+
+        // Requests of the plans.
+        let mut chain: Vec<Item<'_>> = Vec::with_capacity(4);
+        let (mut taken, mut sent, mut base) = (0u64, 0u64, 0u64);
+        let mut at = part.window.start + part.cursor;
+        for (plan, share) in &part.plans {
+            let len = plan.requests();
+            if at >= part.window.end {
+                break;
+            }
+            if at >= base + len {
+                base += len;
+                continue;
+            }
+            let from = at - base;
+            let most = len.min(part.window.end - base) - from;
+            let mut take = most.min(budget - taken);
+            let mut size = plan.offset(from + take) - plan.offset(from);
+            if sent + size > bytes {
+                take = plan.requests_within(from, bytes.saturating_sub(sent)).min(take);
+                take = take.max(u64::from(taken == 0));
+                size = plan.offset(from + take) - plan.offset(from);
+            }
+            if take == 0 {
+                break;
+            }
+            let group = &feed.shares[usize::from(*share)].group;
+            let Some(local) = memory.pools[group.pool_src].mrs[wire.port.index()] else { break };
+            let remote = &theirs.pools[group.pool_dst];
+            chain.push(Item::Many(Batch {
+                plan,
+                first: WrId(wire.next + taken - from),
+                op: Op::Write,
+                local: (local.addr, local.lkey),
+                remote: (remote.addr, rkey(&remote.rkeys)),
+                window: from..from + take,
+                signal_every: self.config.window.signal_every,
+                signal_last: false,
+                last: None,
+            }));
+            (taken, sent, at) = (taken + take, sent + size, at + take);
+            if take < most {
+                break;
+            }
+            base += len;
+        }
+
+        // The immediate, and before it aux row and seal.
+        let all_kv = at == part.window.end;
+        let end = all_kv && budget - taken >= part.extras();
+        let imm = Immediate { slot: target.slot, generation: target.generation, part: part.number }.to_u32();
+        let slot = theirs.aux.addr + u64::from(target.slot) * super::super::wire::SLOT_BYTES;
+        let cell = slot + AUX_BYTES + u64::from(feed.src.0) * SEAL_BYTES;
+        let scratch =
+            memory.aux.mrs[wire.port.index()].map_or((0, Default::default()), |mr| (mr.addr, mr.lkey));
+        let aux_sge = [Sge { addr: scratch.0, len: AUX_BYTES as u32, lkey: scratch.1 }];
+        let seal_sge = [Sge { addr: scratch.0 + AUX_BYTES, len: SEAL_BYTES as u32, lkey: scratch.1 }];
+        if end {
+            let inline = |signaled| Flags { signaled, fence: false, inline: true };
+            let mut extras: Vec<WorkRequest<'_>> = Vec::with_capacity(2);
+            if let Some(parts) = part.seal {
+                let seal = Seal { key: room.spec.key, parts }.to_bytes();
+                // The scratch is this rank's own memory: writing it cannot fail.
+                let _ = cx.fabric.write(memory.aux.buf, AUX_BYTES, &seal);
+                let (id, op, local) = (WrId(0), Op::WriteImm(imm), &seal_sge[..]);
+                extras.push(WorkRequest {
+                    id,
+                    op,
+                    flags: inline(true),
+                    local,
+                    remote: (cell, rkey(&theirs.aux.rkeys)),
+                });
+            }
+            if part.aux {
+                let request = room.spec.request;
+                let token = AuxRow::first_token(request);
+                let row = AuxRow { key: room.spec.key, request, token, cached: room.cached }.to_bytes();
+                let _ = cx.fabric.write(memory.aux.buf, 0, &row);
+                let (id, op, local) = (WrId(0), Op::Write, &aux_sge[..]);
+                let aux = WorkRequest {
+                    id,
+                    op,
+                    flags: inline(false),
+                    local,
+                    remote: (slot, rkey(&theirs.aux.rkeys)),
+                };
+                if self.config.rules.aux_in_part {
+                    extras.insert(0, aux);
+                } else {
+                    extras.push(WorkRequest { flags: inline(true), ..aux });
+                }
+            }
+            if extras.is_empty()
+                && let Some(Item::Many(batch)) = chain.last_mut()
+            {
+                batch.last = Some(Op::WriteImm(imm));
+                batch.signal_last = true;
+            }
+            for extra in extras {
+                chain.push(Item::One(WorkRequest { id: WrId(wire.next + taken), ..extra }));
+                taken += 1;
+            }
+        } else if let Some(Item::Many(batch)) = chain.last_mut() {
+            batch.signal_last = true;
+        }
+        if chain.is_empty() {
+            order.remove(id);
+            job.queued = false;
+            wire.blocked.push(id);
+            return Posted::Blocked;
+        }
+
+        let posted = match cx.fabric.post_send(wire.qp, &chain) {
+            Ok(()) => None,
+            Err(refused) => Some(refused),
+        };
+        let count = posted.as_ref().map_or(taken, |refused| refused.at);
+        if count > 0 {
+            let last = wire.next + count - 1;
+            let whole = posted.is_none();
+            let slice = Slice {
+                last,
+                requests: count,
+                bytes: if whole { sent } else { 0 },
+                room: index,
+                part: p,
+                end: end && whole,
+            };
+            wire.next += count;
+            wire.used += count;
+            wire.slices.push_back(slice);
+            link.outstanding += 1;
+            room.outstanding += 1;
+            let queue = &mut self.ports[job.port.index()];
+            queue.posted_bytes += slice.bytes;
+            queue.posted_requests += count;
+            room.work_requests += count;
+            room.bytes += slice.bytes;
+            part.cursor += count;
+            if !room.started {
+                room.started = true;
+                cx.out.record(room.spec.request, Step::TransferStart);
+                self.news.push_back(News::Started(room.spec.key));
+            }
+        }
+        if let Some(refused) = posted {
+            let (key, peer) = (room.spec.key, room.spec.peer);
+            // A request that no fabric can take is this room's fault; a queue pair that failed meanwhile is not.
+            if matches!(refused.why, Error::Invalid { .. } | Error::Unsupported(_)) {
+                self.fail(cx, key, Reason::Transfer, true);
+            }
+            self.broken(cx, peer, true);
+            return Posted::Blocked;
+        }
+        let order = &mut self.ports[job.port.index()].order;
+        job.left = job.left.saturating_sub(sent);
+        if end {
+            part.state = PartState::Posted;
+            job.left = job.left.saturating_sub(u64::from(part.bytes == 0));
+            job.parts.pop_front();
+        }
+        if job.parts.is_empty() {
+            order.remove(id);
+            job.queued = false;
+        } else {
+            order.update(id, job.left);
+        }
+        Posted::Some
+    }
+}

@@ -1,0 +1,546 @@
+//! The life of a room at the sender: opened, given pages and a page list, cut into parts, ended.
+
+use super::super::news::News;
+use super::super::pages::PageTable;
+use super::super::plan::{PlanLimits, plan};
+use super::{SendRoom, Sender};
+use crate::fabric::Plan;
+use crate::id::{InstanceId, PortId};
+use crate::node::{Cx, Reason};
+use crate::policy::{Job, JobId};
+use crate::registry::{Message, PageList, Report, RoomKey};
+use crate::time::Time;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Where decode wants it.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub slot: u16,
+    pub generation: u8,
+    pub group: u16,
+    pub credits: u16,
+    pub table: PageTable,
+    pub total: u32,
+}
+
+/// State of a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PartState {
+    /// Not posted to its end.
+    Waiting,
+    /// All posted.
+    Posted,
+    /// Completed with success, or seen by the target.
+    Done,
+}
+
+/// All writes of one (piece, source rank, destination rank) on one queue pair.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub feed: u16,
+    pub wire: u32,
+    pub number: u16,
+    /// Plans with the index of their share; the part is requests `window` of their concatenation.
+    pub plans: Vec<(Arc<Plan>, u8)>,
+    pub window: Range<u64>,
+    /// Requests posted, counted from the window's start, the seal and aux writes behind it.
+    pub cursor: u64,
+    pub bytes: u64,
+    /// Total number of parts, on the part that seals.
+    pub seal: Option<u16>,
+    pub aux: bool,
+    pub state: PartState,
+}
+
+impl Part {
+    /// Requests beside KV.
+    pub(super) fn extras(&self) -> u64 {
+        u64::from(self.seal.is_some()) + u64::from(self.aux)
+    }
+    pub(super) fn requests(&self) -> u64 {
+        self.window.end - self.window.start + self.extras()
+    }
+}
+
+/// A room's parts on one port, as the order policy sees them.
+#[derive(Clone, Debug)]
+pub(super) struct JobState {
+    pub room: u32,
+    pub port: PortId,
+    pub parts: VecDeque<u32>,
+    pub left: u64,
+    pub queued: bool,
+}
+
+/// A room at the sender.
+#[derive(Clone, Debug)]
+pub(super) struct Room {
+    pub spec: SendRoom,
+    pub cached: u32,
+    pub arrived: Time,
+    pub src: PageTable,
+    pub target: Option<Target>,
+    /// Pieces (tokens, layers) that are there but not yet in parts.
+    pub pieces: Vec<(Range<u32>, Range<u32>)>,
+    pub all_produced: bool,
+    pub sealed: bool,
+    /// Next part number by feed.
+    pub numbers: Vec<u16>,
+    pub parts: Vec<Part>,
+    pub undone: u32,
+    pub jobs: Vec<JobId>,
+    /// Slices posted and not completed.
+    pub outstanding: u32,
+    pub started: bool,
+    /// A request did not complete with success since the last fence of the target.
+    pub dirty: bool,
+    pub retries: u32,
+    pub ending: bool,
+    pub work_requests: u64,
+    pub bytes: u64,
+}
+
+impl Sender {
+    /// Opens a room. False if it is open already or has ended here; then its report is told again.
+    pub fn open(&mut self, cx: &mut Cx<'_>, spec: SendRoom) -> bool {
+        let key = spec.key;
+        if self.by_key.contains(&key) {
+            return false;
+        }
+        if let Some(report) = self.tombstones.get(&key).copied()
+            && self.config.rules.tombstones
+        {
+            self.news.push_back(News::Tell(Message::Report { key, report }));
+            return false;
+        }
+        let peer = spec.peer;
+        let room = Room {
+            spec,
+            cached: 0,
+            arrived: cx.now,
+            src: PageTable::default(),
+            target: None,
+            pieces: Vec::new(),
+            all_produced: false,
+            sealed: false,
+            numbers: Vec::new(),
+            parts: Vec::new(),
+            undone: 0,
+            jobs: Vec::new(),
+            outstanding: 0,
+            started: false,
+            dirty: false,
+            retries: 0,
+            ending: false,
+            work_requests: 0,
+            bytes: 0,
+        };
+        let index = match self.free_rooms.pop() {
+            Some(index) => {
+                self.rooms[index as usize] = Some(room);
+                index
+            }
+            None => {
+                self.rooms.push(Some(room));
+                (self.rooms.len() - 1) as u32
+            }
+        };
+        self.by_key.insert(key, index);
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.rooms.push(index);
+        }
+        self.timers.arm(key, cx.now + self.config.room_deadline);
+        true
+    }
+
+    /// Whether the room is open and not ending.
+    pub fn is_active(&self, key: &RoomKey) -> bool {
+        self.by_key
+            .get(key)
+            .is_some_and(|i| self.rooms[*i as usize].as_ref().is_some_and(|room| !room.ending))
+    }
+
+    /// The room's pages on this side, and how many of its tokens came from the prefix cache.
+    pub fn attach(&mut self, key: &RoomKey, table: &PageTable, cached: u32) {
+        if let Some(index) = self.by_key.get(key).copied()
+            && let Some(room) = self.room_mut(index)
+        {
+            room.src.clone_from(table);
+            room.cached = cached;
+        }
+    }
+
+    /// Decode's page list, or a fragment of it.
+    pub fn publish(&mut self, cx: &mut Cx<'_>, list: &PageList) {
+        let Some(index) = self.by_key.get(&list.key).copied() else {
+            self.refuse_unknown(cx, list.key);
+            return;
+        };
+        let rules = self.config.rules;
+        let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        if room.ending {
+            return;
+        }
+        let peer = room.spec.peer;
+        if let Some(link) = self.links.get(&peer) {
+            let stale = rules.fence_epoch && link.is_stale(list.fence_epoch, &list.key);
+            let outside = list.pages.iter().any(|run| {
+                run.first.0 == 0
+                    || run.first.0.checked_add(run.count).is_none_or(|end| end > link.facts.pages)
+            });
+            let limits =
+                u32::from(list.slot) >= link.facts.slots || list.group >= link.facts.dp || list.credits == 0;
+            if stale || outside || limits || list.tokens != room.spec.tokens {
+                self.fail(cx, list.key, Reason::Refused, true);
+                return;
+            }
+        }
+        match &mut room.target {
+            None if list.offset == 0 => {
+                room.target = Some(Target {
+                    slot: list.slot,
+                    generation: list.generation,
+                    group: list.group,
+                    credits: list.credits,
+                    table: PageTable::new(list.pages.clone()),
+                    total: list.total,
+                });
+            }
+            Some(target) if list.offset == target.table.len() && list.offset > 0 => {
+                for run in &list.pages {
+                    target.table.push(*run);
+                }
+            }
+            // The same fragment again.
+            Some(target) if list.offset < target.table.len() || list.total == 0 => return,
+            _ => {
+                self.fail(cx, list.key, Reason::Refused, true);
+                return;
+            }
+        }
+        self.advance(cx, index);
+        self.pump_all(cx);
+    }
+
+    /// More KV of a room is in its pages: these tokens of these layers. `last` says that it was the rest.
+    pub fn produced(
+        &mut self,
+        cx: &mut Cx<'_>,
+        key: &RoomKey,
+        tokens: Range<u32>,
+        layers: Range<u32>,
+        last: bool,
+    ) {
+        let Some(index) = self.by_key.get(key).copied() else { return };
+        let Some(room) = self.room_mut(index) else { return };
+        if room.ending || room.all_produced {
+            return;
+        }
+        if !tokens.is_empty() && !layers.is_empty() {
+            match room.pieces.last_mut() {
+                Some((t, l)) if t.end == tokens.start && *l == layers => t.end = tokens.end,
+                Some((t, l)) if *t == tokens && l.end == layers.start => l.end = layers.end,
+                _ => room.pieces.push((tokens, layers)),
+            }
+        }
+        room.all_produced = last;
+        self.advance(cx, index);
+        self.pump_all(cx);
+    }
+
+    /// Cuts what was produced into parts, if everything that this takes is there.
+    pub(super) fn advance(&mut self, cx: &mut Cx<'_>, index: u32) {
+        let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        let Some(link) = self.links.get(&room.spec.peer) else { return };
+        let Some(target) = &room.target else { return };
+        if room.ending || room.sealed || target.table.len() < target.total {
+            return;
+        }
+        if room.pieces.is_empty() && !room.all_produced {
+            return;
+        }
+        let pairing = link.pairing.clone();
+        let key = room.spec.key;
+        room.numbers.resize(pairing.feeds.len(), 0);
+        // The last parts must fit into the credits: what does not is kept back until all is produced.
+        let rails = |nth| self.config.rail_policy.choose(nth, pairing.rails);
+        if !room.all_produced {
+            let widest = pairing.feeds.iter().map(|feed| rails(feed.nth).len() as u16).max().unwrap_or(1);
+            let most = room.numbers.iter().copied().max().unwrap_or(0);
+            if u32::from(most) + 2 * u32::from(widest) > u32::from(target.credits) {
+                return;
+            }
+        }
+        let limits = PlanLimits { max_sge: self.config.max_sge, max_message: self.config.max_message };
+        let last = room.all_produced;
+        let dst_groups = link.facts.dp;
+        self.plans.clear();
+        let mut fresh = 0..room.parts.len() as u32;
+        fresh.start = fresh.end;
+        for (f, feed) in pairing.feeds.iter().enumerate() {
+            let mut plans: Vec<(Arc<Plan>, u8)> = Vec::with_capacity(room.pieces.len() * feed.shares.len());
+            for (p, (tokens, layers)) in room.pieces.iter().enumerate() {
+                for (s, share) in feed.shares.iter().enumerate() {
+                    let made =
+                        self.plans.iter().find(|(class, piece, _)| *class == share.class && *piece == p);
+                    let made = match made {
+                        Some((_, _, made)) => made.clone(),
+                        None => {
+                            let lanes = share.lanes_of(layers);
+                            match plan(share, lanes, &room.src, &target.table, tokens.clone(), limits) {
+                                Ok(made) => {
+                                    let made = Arc::new(made);
+                                    self.plans.push((share.class, p, made.clone()));
+                                    made
+                                }
+                                Err(_) => {
+                                    self.fail(cx, key, Reason::Layout, true);
+                                    return;
+                                }
+                            }
+                        }
+                    };
+                    if made.requests() > 0 {
+                        plans.push((made, s as u8));
+                    }
+                }
+            }
+            let total: u64 = plans.iter().map(|(plan, _)| plan.requests()).sum();
+            let rails = rails(feed.nth);
+            let n = rails.len() as u64;
+            for (j, rail) in (0u64..).zip(rails) {
+                let window = total * j / n..total * (j + 1) / n;
+                let seals = last && j + 1 == n;
+                if window.is_empty() && !seals {
+                    continue;
+                }
+                let number = room.numbers[f];
+                room.numbers[f] += 1;
+                let wire = pairing.wire(dst_groups, room.spec.group, target.group, f, rail) as u32;
+                let bytes = window_bytes(&plans, &window);
+                room.parts.push(Part {
+                    feed: f as u16,
+                    wire,
+                    number,
+                    plans: if j + 1 == n { std::mem::take(&mut plans) } else { plans.clone() },
+                    window,
+                    cursor: 0,
+                    bytes,
+                    seal: seals.then(|| room.numbers[f]),
+                    aux: seals && feed.aux,
+                    state: PartState::Waiting,
+                });
+                room.undone += 1;
+            }
+        }
+        room.pieces.clear();
+        room.sealed = last;
+        fresh.end = room.parts.len() as u32;
+        if last {
+            self.timers.arm(key, cx.now + self.config.transfer_deadline);
+        }
+        self.enqueue(index, fresh);
+    }
+
+    /// Puts parts into the queues of their ports.
+    pub(super) fn enqueue(&mut self, index: u32, parts: Range<u32>) {
+        let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        let Some(link) = self.links.get(&room.spec.peer) else { return };
+        for p in parts {
+            let part = &room.parts[p as usize];
+            if part.state != PartState::Waiting {
+                continue;
+            }
+            let port = link.port_of(part.wire as usize, &self.memory);
+            let found = room.jobs.iter().copied().find(|id| self.jobs[*id as usize].port == port);
+            let id = found.unwrap_or_else(|| {
+                let job = JobState { room: index, port, parts: VecDeque::new(), left: 0, queued: false };
+                let id = match self.free_jobs.pop() {
+                    Some(id) => {
+                        self.jobs[id as usize] = job;
+                        id
+                    }
+                    None => {
+                        self.jobs.push(job);
+                        (self.jobs.len() - 1) as JobId
+                    }
+                };
+                room.jobs.push(id);
+                id
+            });
+            let job = &mut self.jobs[id as usize];
+            job.parts.push_back(p);
+            job.left += part.bytes.max(1);
+        }
+        if link.is_up() {
+            self.queue_jobs(index);
+        }
+    }
+
+    /// Offers a room's jobs to the order policies.
+    pub(super) fn queue_jobs(&mut self, index: u32) {
+        let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        for id in &room.jobs {
+            let job = &mut self.jobs[*id as usize];
+            let order = &mut self.ports[job.port.index()].order;
+            if job.parts.is_empty() {
+                continue;
+            }
+            if job.queued {
+                order.update(*id, job.left);
+            } else {
+                job.queued = true;
+                let (tenant, arrived) = (room.spec.tenant, room.arrived);
+                order.push(Job { id: *id, tenant, arrived, left: job.left });
+            }
+        }
+    }
+
+    /// Takes a room's jobs away from the order policies.
+    pub(super) fn drop_jobs(&mut self, index: u32) {
+        let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        for id in room.jobs.drain(..) {
+            let job = &mut self.jobs[id as usize];
+            if job.queued {
+                self.ports[job.port.index()].order.remove(id);
+                job.queued = false;
+            }
+            job.parts.clear();
+            self.free_jobs.push(id);
+        }
+    }
+
+    /// A page list or abort for a room that is not open here: nothing was posted for it, and nothing ever will be.
+    fn refuse_unknown(&mut self, cx: &mut Cx<'_>, key: RoomKey) {
+        let report = Report { delivered: false, clean: true };
+        self.tombstones.add(cx.now, key, report);
+        self.news.push_back(News::Tell(Message::Report { key, report }));
+    }
+
+    /// Decode, the router or this node ends a room. An abort for an unknown room leaves a tombstone before "none posted" is answered, so
+    /// that an assignment which comes later finds it.
+    pub fn abort(&mut self, cx: &mut Cx<'_>, key: RoomKey, reason: Reason, tell: bool) {
+        if self.by_key.contains(&key) {
+            self.fail(cx, key, reason, tell);
+        } else if self.tombstones.get(&key).is_none() || !self.config.rules.tombstones {
+            self.refuse_unknown(cx, key);
+        }
+    }
+
+    /// Posts nothing more for a room, and ends it as Failed once what is posted has completed.
+    pub(super) fn fail(&mut self, cx: &mut Cx<'_>, key: RoomKey, reason: Reason, tell: bool) {
+        let Some(index) = self.by_key.get(&key).copied() else { return };
+        let waits = self.config.rules.initiator_waits;
+        let Some(room) = self.room_mut(index) else { return };
+        if room.ending {
+            return;
+        }
+        room.ending = true;
+        room.pieces.clear();
+        let (drained, started) = (room.outstanding == 0, room.started);
+        self.news.push_back(News::Failed(key, reason));
+        if tell {
+            self.news.push_back(News::Tell(Message::Abort { key, reason }));
+        }
+        self.timers.cancel(key);
+        self.drop_jobs(index);
+        if drained {
+            self.end(cx, index, false);
+        } else if !waits {
+            debug_assert!(started);
+            self.news.push_back(News::Released(key));
+        }
+    }
+
+    /// Ends a room whose requests have all completed.
+    pub(super) fn end(&mut self, cx: &mut Cx<'_>, index: u32, delivered: bool) {
+        let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::take) else { return };
+        let key = room.spec.key;
+        let rules = self.config.rules;
+        if delivered {
+            let (work_requests, bytes) = (room.work_requests, room.bytes);
+            cx.out.record(room.spec.request, crate::node::Step::Delivered { work_requests, bytes });
+            self.news.push_back(News::Success(key));
+        }
+        let clean = !room.dirty || !rules.honest_report;
+        let report = Report { delivered, clean };
+        self.news.push_back(News::Tell(Message::Report { key, report }));
+        if delivered || rules.initiator_waits || !room.started {
+            self.news.push_back(News::Released(key));
+        }
+        self.timers.cancel(key);
+        self.tombstones.add(cx.now, key, report);
+        self.rooms[index as usize] = Some(room);
+        self.drop_jobs(index);
+        let room = self.rooms[index as usize].take();
+        if let Some(link) = room.and_then(|room| self.links.get_mut(&room.spec.peer)) {
+            link.rooms.retain(|other| *other != index);
+        }
+        self.by_key.remove(&key);
+        self.free_rooms.push(index);
+    }
+
+    /// Ends a room if nothing is left to do for it.
+    pub(super) fn settle(&mut self, cx: &mut Cx<'_>, index: u32) {
+        let lease = !self.config.rules.lease || cx.now <= self.lease_until;
+        let Some(room) = self.room_mut(index) else { return };
+        if room.ending {
+            if room.outstanding == 0 {
+                self.end(cx, index, false);
+            }
+        } else if room.sealed && room.undone == 0 && room.outstanding == 0 {
+            if lease {
+                self.end(cx, index, true);
+            } else {
+                let key = room.spec.key;
+                self.fail(cx, key, Reason::LeaseLost, true);
+            }
+        }
+    }
+
+    /// The peer is gone for good: its rooms fail, and the queue pairs go once they are drained.
+    pub fn peer_gone(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        let keys: Vec<RoomKey> = self
+            .rooms
+            .iter()
+            .flatten()
+            .filter(|room| room.spec.peer == peer)
+            .map(|room| room.spec.key)
+            .collect();
+        for key in keys {
+            self.fail(cx, key, Reason::PeerGone, false);
+        }
+        self.broken(cx, peer, false);
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.gone = true;
+        }
+        self.bury(cx, peer);
+    }
+
+    /// Every room fails for the same reason, and every link is cut: this instance's life is over.
+    pub fn abandon(&mut self, cx: &mut Cx<'_>, reason: Reason) {
+        let keys: Vec<RoomKey> = self.rooms.iter().flatten().map(|room| room.spec.key).collect();
+        for key in keys {
+            self.fail(cx, key, reason, true);
+        }
+        let peers: Vec<InstanceId> = self.links.keys().copied().collect();
+        for peer in peers {
+            self.peer_gone(cx, peer);
+        }
+    }
+}
+
+/// Bytes of a window over the concatenation of plans.
+fn window_bytes(plans: &[(Arc<Plan>, u8)], window: &Range<u64>) -> u64 {
+    let (mut base, mut bytes) = (0, 0);
+    for (plan, _) in plans {
+        let (from, to) = (window.start.max(base), window.end.min(base + plan.requests()));
+        if from < to {
+            bytes += plan.offset(to - base) - plan.offset(from - base);
+        }
+        base += plan.requests();
+    }
+    bytes
+}
