@@ -7,7 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use engine::fabric::{Lane, Plan};
 use engine::registry::{Facts, RankFacts};
 use engine::transfer::{PagePool, PageTable, Pairing, PlanLimits, Share, layout_of, plan};
-use models::{DType, Parallel, presets};
+use models::{DType, presets};
 use std::hint::black_box;
 
 const PAGES: u32 = 64;
