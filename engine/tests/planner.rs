@@ -221,7 +221,7 @@ fn side() -> impl Strategy<Value = (Parallel, u32, PageOrder)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(192))]
+    #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
     fn every_byte_once_in_the_fewest_requests(
         (attention, index) in attention(),
@@ -284,6 +284,8 @@ fn pages_that_go_back_in_a_table_are_found() {
     let equal = share("llama-3.1-70b", (4, 64, TOKENS), (4, 64, TOKENS));
     let down: Vec<(u32, u32)> = (1..65).rev().map(|page| (page, 1)).collect();
     assert_eq!(size(&equal, &table(&down), &table(&down), 4096, 1), (1, 1));
+    let rows = share("llama-3.1-70b", (4, 64, TOKENS), (8, 64, TOKENS));
+    assert_eq!(size(&rows, &table(&down), &table(&down), 4096, 30), (1, 137));
     // Contiguous at the target only: gathered.
     assert_eq!(size(&equal, &table(&[(1, 64)]), &table(&down), 4096, 1), (64, 64));
     assert_eq!(size(&equal, &table(&[(1, 64)]), &table(&down), 4096, 30), (64, 3));

@@ -184,7 +184,7 @@ impl InstanceMemory {
         for rank in self.ranks_of(group) {
             let Some(layout) = self.layout.world_rank(rank as u32) else { continue };
             for (pool, memory) in layout.pools().iter().zip(&self.ranks[rank].pools) {
-                self.places(pool, request, table, &tokens, &layers, |place, what| {
+                places(self.layout.model().layers, pool, request, table, &tokens, &layers, |place, what| {
                     fabric.stamp(memory.buf, place, what)
                 })?;
             }
@@ -206,7 +206,7 @@ impl InstanceMemory {
         for rank in self.ranks_of(group) {
             let Some(layout) = self.layout.world_rank(rank as u32) else { continue };
             for (pool, memory) in layout.pools().iter().zip(&self.ranks[rank].pools) {
-                self.places(pool, request, table, &tokens, &layers, |place, what| {
+                places(self.layout.model().layers, pool, request, table, &tokens, &layers, |place, what| {
                     all &= fabric.holds(memory.buf, place, what)?;
                     Ok(())
                 })?;
@@ -214,95 +214,99 @@ impl InstanceMemory {
         }
         Ok(all)
     }
+}
 
-    /// Calls `each` with the places and the content of some tokens in one rank's pool.
-    fn places(
-        &self,
-        pool: &PoolLayout,
-        request: &Request,
-        table: &PageTable,
-        tokens: &Range<u32>,
-        layers: &Range<u32>,
-        mut each: impl FnMut(&Extent, Content) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let size = pool.page_tokens;
-        let mut start = tokens.start;
-        while start < tokens.end {
-            let (seed, block_start, block_end) = content_block(request, start);
-            let end = tokens.end.min(block_end);
-            let mut page_start = start / size * size;
-            for run in table.slice(start / size, end.div_ceil(size)) {
-                let run_end = page_start + run.count * size;
-                let (mut from, to) = (start.max(page_start), end.min(run_end));
-                // Tokens of neighbouring pages are evenly spaced if a page has one section; else page by page.
-                let linear = pool.sections.len() == 1;
-                while from < to {
-                    let upto = if linear { to } else { to.min((from / size + 1) * size) };
-                    let page = u64::from(run.first.0 + (from - page_start) / size);
-                    for section in pool.sections.iter() {
-                        let in_page = u64::from(from % size);
-                        let at = page * pool.page_bytes + section.base + in_page * section.stride;
-                        let position = u64::from(from - block_start) * pool.full_row + section.content;
-                        let dense = section.len == section.stride && section.len == pool.full_row;
-                        let n = upto - from;
-                        let (len, count) =
-                            if dense { (section.len * u64::from(n), 1) } else { (section.len, n) };
-                        self.spans(pool, layers, |buffers, stream| {
-                            let place = Extent {
-                                buffers,
-                                at,
-                                len,
-                                count,
-                                step: if dense { len } else { section.stride },
-                            };
-                            let what = Content {
-                                seed,
-                                at: stream + position,
-                                per_buffer: LAYER_STRIDE,
-                                per_piece: if dense { 0 } else { pool.full_row },
-                            };
-                            each(&place, what)
-                        })?;
-                    }
-                    from = upto;
+/// Calls `each` with the places and the content of some tokens in one rank's pool; the model has `model_layers` layers.
+pub(crate) fn places(
+    model_layers: u32,
+    pool: &PoolLayout,
+    request: &Request,
+    table: &PageTable,
+    tokens: &Range<u32>,
+    layers: &Range<u32>,
+    mut each: impl FnMut(&Extent, Content) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let size = pool.page_tokens;
+    let mut start = tokens.start;
+    while start < tokens.end {
+        let (seed, block_start, block_end) = content_block(request, start);
+        let end = tokens.end.min(block_end);
+        let mut page_start = start / size * size;
+        for run in table.slice(start / size, end.div_ceil(size)) {
+            let run_end = page_start + run.count * size;
+            let (mut from, to) = (start.max(page_start), end.min(run_end));
+            // Tokens of neighbouring pages are evenly spaced if a page has one section; else page by page.
+            let linear = pool.sections.len() == 1;
+            while from < to {
+                let upto = if linear { to } else { to.min((from / size + 1) * size) };
+                let page = u64::from(run.first.0 + (from - page_start) / size);
+                for section in pool.sections.iter() {
+                    let in_page = u64::from(from % size);
+                    let at = page * pool.page_bytes + section.base + in_page * section.stride;
+                    let position = u64::from(from - block_start) * pool.full_row + section.content;
+                    let dense = section.len == section.stride && section.len == pool.full_row;
+                    let n = upto - from;
+                    let (len, count) = if dense { (section.len * u64::from(n), 1) } else { (section.len, n) };
+                    spans(model_layers, pool, layers, |buffers, stream| {
+                        let place = Extent {
+                            buffers,
+                            at,
+                            len,
+                            count,
+                            step: if dense { len } else { section.stride },
+                        };
+                        let what = Content {
+                            seed,
+                            at: stream + position,
+                            per_buffer: LAYER_STRIDE,
+                            per_piece: if dense { 0 } else { pool.full_row },
+                        };
+                        each(&place, what)
+                    })?;
                 }
-                page_start = run_end;
+                from = upto;
             }
-            start = end;
+            page_start = run_end;
         }
-        Ok(())
+        start = end;
     }
+    Ok(())
+}
 
-    /// Buffers of some layers in runs whose streams are evenly spaced, with the first one's stream position.
-    fn spans(
-        &self,
-        pool: &PoolLayout,
-        layers: &Range<u32>,
-        mut each: impl FnMut(Range<u32>, u64) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let total = self.layout.model().layers;
-        let stream = |i: usize| stream_position(pool.buffers[i].kind, pool.buffers[i].layer, total);
-        if layers.start == 0 && layers.end == total && pool.buffers.len().is_multiple_of(total as usize) {
-            return each(0..pool.buffers.len() as u32, stream(0));
-        }
-        let mut i = 0;
-        while i < pool.buffers.len() {
-            if !layers.contains(&pool.buffers[i].layer) {
-                i += 1;
-                continue;
-            }
-            let start = i;
-            i += 1;
-            while i < pool.buffers.len()
-                && layers.contains(&pool.buffers[i].layer)
-                && stream(i) == stream(i - 1) + LAYER_STRIDE
-            {
-                i += 1;
-            }
-            each(start as u32..i as u32, stream(start))?;
-        }
-        Ok(())
+/// Buffers of some layers in runs whose streams are evenly spaced, with the first one's stream position.
+fn spans(
+    model_layers: u32,
+    pool: &PoolLayout,
+    layers: &Range<u32>,
+    mut each: impl FnMut(Range<u32>, u64) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let stream = |i: usize| stream_position(pool.buffers[i].kind, pool.buffers[i].layer, model_layers);
+    // Streams ascend, so they are evenly spaced if the last one is where it then must be. A pipeline stage's K and V are not.
+    let n = pool.buffers.len();
+    if layers.start == 0
+        && layers.end == model_layers
+        && n > 0
+        && stream(n - 1) == stream(0) + (n as u64 - 1) * LAYER_STRIDE
+    {
+        return each(0..n as u32, stream(0));
     }
+    let mut i = 0;
+    while i < pool.buffers.len() {
+        if !layers.contains(&pool.buffers[i].layer) {
+            i += 1;
+            continue;
+        }
+        let start = i;
+        i += 1;
+        while i < pool.buffers.len()
+            && layers.contains(&pool.buffers[i].layer)
+            && stream(i) == stream(i - 1) + LAYER_STRIDE
+        {
+            i += 1;
+        }
+        each(start as u32..i as u32, stream(start))?;
+    }
+    Ok(())
 }
 
 /// The stream that names a token's content, and the tokens of the request for which that stream holds: the prefix block's, or
@@ -318,4 +322,98 @@ fn content_block(request: &Request, token: u32) -> (u64, u32, u32) {
 /// Block ids and request ids are two name spaces.
 fn mix(id: u64, space: u64) -> u64 {
     Content::word(id, space)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Page, RequestId};
+    use crate::registry::PageRun;
+    use models::{Attention, DType, IndexK, Model, Parallel};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn layout() -> impl Strategy<Value = Layout> {
+        let attention = prop_oneof![
+            Just((Attention::Gqa { kv_heads: 4, head_dim: 1 }, None)),
+            Just((Attention::Mla { kv_lora_rank: 2, qk_rope_head_dim: 1 }, None)),
+            Just((Attention::Mla { kv_lora_rank: 2, qk_rope_head_dim: 1 }, Some(IndexK { head_dim: 128 }))),
+        ];
+        let order = prop::sample::select(vec![PageOrder::TokenMajor, PageOrder::HeadMajor]);
+        (attention, 0u32..4, 1u32..4, 1u32..10, order).prop_map(
+            |((attention, index_k), tp, pp, page, order)| {
+                let model = Model {
+                    name: "test".to_owned(),
+                    layers: 4,
+                    q_heads: 48,
+                    attention,
+                    context_len: 4096,
+                    index_k,
+                };
+                Layout::new(&model, DType::Bf16, Parallel { tp: 1 << tp, pp, dp: 1 }, page, order).unwrap()
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn places_are_the_bytes_of_the_tokens_once(
+            layout in layout(),
+            runs in prop::collection::vec((0u32..3, 1u32..30), 20..30),
+            start in 480u32..530,
+            count in 0u32..20,
+            (first_layer, some_layers) in (0u32..4, 0u32..5),
+            blocks in prop::collection::vec(0u64..5, 0..3),
+        ) {
+            let (total, size) = (layout.model().layers, layout.page_tokens());
+            let layers = first_layer..(first_layer + some_layers).min(total);
+            let mut table = PageTable::default();
+            let mut next = 1;
+            for &(gap, pages) in runs.iter().chain(&[(1, 600)]) {
+                next += gap;
+                table.push(PageRun { first: Page(next), count: pages });
+                next += pages;
+            }
+            let pages: Vec<u32> = table.runs().iter().flat_map(|r| r.first.0..r.first.0 + r.count).collect();
+            let request = Request { id: RequestId(77), blocks, ..Request::default() };
+            let tokens = start..start + count;
+            for rank in layout.ranks() {
+                for pool in rank.pools() {
+                    let mut want = BTreeMap::new();
+                    let held = (0u32..).zip(pool.buffers.iter()).filter(|(_, b)| layers.contains(&b.layer));
+                    for ((buffer, info), token) in held.flat_map(|b| tokens.clone().map(move |t| (b, t))) {
+                        let stream = stream_position(info.kind, info.layer, total);
+                        let (seed, before) = match request.blocks.get((token / 512) as usize) {
+                            Some(block) => (Content::word(*block, 1), token / 512 * 512),
+                            None => (Content::word(77, 2), 0),
+                        };
+                        let page = u64::from(pages[(token / size) as usize]) * pool.page_bytes;
+                        for section in pool.sections.iter() {
+                            let at = page + section.base + u64::from(token % size) * section.stride;
+                            let row = u64::from(token - before) * pool.full_row;
+                            for i in 0..section.len {
+                                want.insert((buffer, at + i), (seed, stream + row + section.content + i));
+                            }
+                        }
+                    }
+                    let mut got = BTreeMap::new();
+                    places(total, pool, &request, &table, &tokens, &layers, |place, what| {
+                        for (b, buffer) in (0u64..).zip(place.buffers.clone()) {
+                            for k in 0..u64::from(place.count) {
+                                let position = what.at + b * what.per_buffer + k * what.per_piece;
+                                for i in 0..place.len {
+                                    let byte = (buffer, place.at + k * place.step + i);
+                                    assert_eq!(got.insert(byte, (what.seed, position + i)), None, "{byte:?} twice");
+                                }
+                            }
+                        }
+                        Ok(())
+                    }).unwrap();
+                    prop_assert!(got == want, "{:?} of {:?}", tokens, pool);
+                }
+            }
+        }
+    }
 }

@@ -6,6 +6,7 @@ use crate::policy::ReplicaChoice;
 use crate::registry::Facts;
 use models::{
     BufferKind, DType, Group, Layout, LayoutError, Model, PageOrder, Parallel, Relation, RelationError,
+    SectionPair,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -50,9 +51,24 @@ pub struct Share {
     pub lanes: Arc<Lanes>,
     /// The layer of each lane.
     pub layers: Vec<u32>,
+    /// Shares of a [`Pairing`] with equal class have the same lanes, layers and geometry (all but `content`), so that a plan
+    /// of one is a plan of the others. Classes count from 0.
+    pub class: u32,
 }
 
 impl Share {
+    /// Whether plans for the two are the same: where a section's bytes lie in the canonical row is nothing to a plan.
+    fn alike(&self, other: &Self) -> bool {
+        let pages = |g: &Group| (g.src_page_bytes, g.dst_page_bytes, g.src_page_tokens, g.dst_page_tokens);
+        let place = |p: &SectionPair| (p.src_base, p.src_stride, p.dst_base, p.dst_stride, p.len);
+        let (a, b) = (&self.group, &other.group);
+        pages(a) == pages(b)
+            && a.sections.iter().map(place).eq(b.sections.iter().map(place))
+            && a.whole_page == b.whole_page
+            && self.lanes == other.lanes
+            && self.layers == other.layers
+    }
+
     /// The lanes of some layers.
     pub fn lanes_of(&self, layers: &Range<u32>) -> Arc<Lanes> {
         if self.layers.iter().all(|layer| layers.contains(layer)) {
@@ -116,12 +132,6 @@ pub struct Pairing {
     pub rails: u16,
 }
 
-/// World rank of a group's rank.
-fn world(facts: &Facts, group: u16, rank: u32) -> Rank {
-    let attn = u32::from(facts.tp / facts.dp.max(1)).max(1);
-    Rank((rank / attn * u32::from(facts.tp) + u32::from(group) * attn + rank % attn) as u16)
-}
-
 impl Pairing {
     /// Works it out from both sides' facts, the same at both.
     pub fn new(
@@ -143,17 +153,21 @@ impl Pairing {
                 if rank.pools.len() != pools || rank.pitches.len() != pools {
                     return Err(PairingError::Facts {
                         what: "pool list",
-                        got: rank.pools.len(),
+                        got: rank.pools.len().min(rank.pitches.len()),
                         want: pools,
                     });
                 }
             }
         }
         let relation = Relation::new(&src_layout, &dst_layout)?;
+        let world = |layout: &Layout, group: u16, rank: u32| {
+            Rank(layout.parallel().world_rank(group.into(), rank) as u16)
+        };
         if u64::from(relation.src_ranks()) > super::wire::MAX_SOURCES {
             return Err(PairingError::Sources(relation.src_ranks()));
         }
         let assignment = relation.assign(|feed| replica.choose(feed.dst_rank));
+        let mut classes: Vec<Share> = Vec::new();
         let mut feeds = Vec::new();
         let mut feeds_of = Vec::new();
         let mut nth = vec![0u16; relation.src_ranks() as usize];
@@ -161,7 +175,7 @@ impl Pairing {
             let start = feeds.len();
             for (index, feed) in relation.feeds(dst_rank).iter().enumerate() {
                 let sender = assignment.senders(dst_rank)[index];
-                let (src_world, dst_world) = (world(src, 0, sender), world(dst, 0, dst_rank));
+                let (src_world, dst_world) = (world(&src_layout, 0, sender), world(&dst_layout, 0, dst_rank));
                 let (src_facts, dst_facts) = (&src.ranks[src_world.index()], &dst.ranks[dst_world.index()]);
                 let buffers = |layout: &Layout, rank: u32, pool: usize| {
                     layout.ranks()[rank as usize].pools()[pool].buffers.clone()
@@ -177,11 +191,13 @@ impl Pairing {
                             remote: u64::from(d) * to,
                         };
                         let kinds = buffers(&dst_layout, dst_rank, group.pool_dst);
-                        Share {
+                        let share = Share {
                             lanes: group.lanes.iter().map(lane).collect(),
                             layers: group.lanes.iter().map(|&(_, d)| kinds[d as usize].layer).collect(),
                             group: group.clone(),
-                        }
+                            class: classes.len() as u32,
+                        };
+                        intern(&mut classes, share)
                     })
                     .collect();
                 feeds.push(PairFeed {
@@ -204,8 +220,8 @@ impl Pairing {
                             feed: index as u16,
                             src_group,
                             dst_group,
-                            src: world(src, src_group, feed.src.0.into()),
-                            dst: world(dst, dst_group, feed.dst.0.into()),
+                            src: world(&src_layout, src_group, feed.src.0.into()),
+                            dst: world(&dst_layout, dst_group, feed.dst.0.into()),
                             rail,
                         });
                     }
@@ -229,6 +245,17 @@ impl Pairing {
     }
 }
 
+/// Gives a share the class and the lanes of the first one that is like it.
+fn intern(classes: &mut Vec<Share>, share: Share) -> Share {
+    match classes.iter().find(|first| first.alike(&share)) {
+        Some(first) => Share { class: first.class, lanes: first.lanes.clone(), ..share },
+        None => {
+            classes.push(share.clone());
+            share
+        }
+    }
+}
+
 /// Where a (component, layer) stream starts: kinds and layers are evenly spaced, so that the buffers of a rank that
 /// has all layers (K of each, then V of each) are one arithmetic sequence.
 pub(super) fn stream_position(kind: BufferKind, layer: u32, layers: u32) -> u64 {
@@ -242,3 +269,133 @@ pub(super) fn stream_position(kind: BufferKind, layer: u32, layers: u32) -> u64 
 
 /// Positions between the streams of two layers: more bytes than any request has in one.
 pub(super) const LAYER_STRIDE: u64 = 1 << 40;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::RankFacts;
+    use models::presets;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn facts(model: &Model, parallel: Parallel, page_size: u32, head_major: bool) -> Facts {
+        let (tp, pp, dp) = (parallel.tp as u16, parallel.pp as u16, parallel.dp as u16);
+        let mut facts = Facts { tp, pp, dp, page_size, head_major, ..Facts::default() };
+        let layout = layout_of(model, DType::Bf16, &facts).unwrap();
+        for rank in 0..parallel.world() {
+            let pools = layout.world_rank(rank).unwrap().pools();
+            facts.ranks.push(RankFacts {
+                pools: pools.iter().map(|_| Default::default()).collect(),
+                pitches: pools.iter().map(|pool| pool.page_bytes * 100).collect(),
+                aux: Default::default(),
+            });
+        }
+        facts
+    }
+
+    fn pairing(model: &Model, src: &Facts, dst: &Facts, rails: u16) -> Pairing {
+        Pairing::new(model, DType::Bf16, src, dst, ReplicaChoice::ByDestination, rails).unwrap()
+    }
+
+    fn parallel() -> impl Strategy<Value = Parallel> {
+        (0u32..4, 1u32..4, 0u32..3).prop_map(|(attn, pp, dp)| Parallel {
+            tp: 1 << (attn + dp),
+            pp,
+            dp: 1 << dp,
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn both_sides_have_a_wire_for_every_feed_rail_and_pair_of_groups(
+            name in prop::sample::select(vec!["tiny-gqa", "tiny-mla", "deepseek-v3.2"]),
+            (a, b) in (parallel(), parallel()),
+            pages in (1u32..5, 1u32..5),
+            orders: (bool, bool),
+            rails in 1u16..4,
+        ) {
+            let model = presets::lookup(name).unwrap();
+            let (src, dst) = (facts(&model, a, pages.0, orders.0), facts(&model, b, pages.1, orders.1));
+            let pairing = pairing(&model, &src, &dst, rails);
+            let again = self::pairing(&model, &src.clone(), &dst.clone(), rails);
+            prop_assert_eq!(&pairing.wires, &again.wires);
+            let ends = |p: &Pairing| p.feeds.iter().map(|f| (f.src, f.dst, f.aux, f.nth)).collect::<Vec<_>>();
+            prop_assert_eq!(ends(&pairing), ends(&again));
+
+            let mut seen = BTreeSet::new();
+            for src_group in 0..src.dp {
+                for dst_group in 0..dst.dp {
+                    for (index, feed) in pairing.feeds.iter().enumerate() {
+                        for rail in 0..rails {
+                            let at = pairing.wire(dst.dp, src_group, dst_group, index, rail);
+                            let wire = pairing.wires[at];
+                            prop_assert!(seen.insert(at));
+                            let named = (usize::from(wire.feed), wire.src_group, wire.dst_group, wire.rail);
+                            prop_assert_eq!(named, (index, src_group, dst_group, rail));
+                            // Group and rank within it, back from the rank of the instance.
+                            let group = |p: Parallel, rank: Rank| p.group_rank(rank.0.into());
+                            prop_assert_eq!(group(a, wire.src), (src_group.into(), feed.src.0.into()));
+                            prop_assert_eq!(group(b, wire.dst), (dst_group.into(), feed.dst.0.into()));
+                        }
+                    }
+                }
+            }
+            prop_assert_eq!(seen.len(), pairing.wires.len());
+            // One aux row for each destination rank, from among its feeds; distinct senders.
+            for (dst_rank, range) in pairing.feeds_of.iter().enumerate() {
+                let feeds = &pairing.feeds[range.clone()];
+                prop_assert!(feeds.iter().all(|f| f.dst.index() == dst_rank));
+                prop_assert_eq!(feeds.iter().filter(|f| f.aux).count(), 1);
+                prop_assert_eq!(feeds.iter().map(|f| f.src).collect::<BTreeSet<_>>().len(), feeds.len());
+            }
+            prop_assert_eq!(pairing.feeds_of.len(), usize::from(pairing.dst_ranks));
+            prop_assert_eq!(u32::from(pairing.dst_ranks), b.group_size());
+
+            let shares: Vec<&Share> = pairing.feeds.iter().flat_map(|f| &f.shares).collect();
+            for (i, x) in shares.iter().enumerate() {
+                for y in &shares[..i] {
+                    prop_assert_eq!(x.class == y.class, x.alike(y));
+                    prop_assert!(x.class != y.class || Arc::ptr_eq(&x.lanes, &y.lanes));
+                }
+            }
+            let classes: BTreeSet<u32> = shares.iter().map(|s| s.class).collect();
+            prop_assert!(classes.iter().copied().eq(0..classes.len() as u32));
+        }
+    }
+
+    #[test]
+    fn ranks_with_other_heads_share_a_class() {
+        let model = presets::lookup("llama-3.1-70b").unwrap();
+        let classes = |src, dst| {
+            let pairing = pairing(
+                &model,
+                &facts(&model, Parallel::tp(src), 64, false),
+                &facts(&model, Parallel::tp(dst), 64, false),
+                1,
+            );
+            let shares = pairing.feeds.iter().flat_map(|f| &f.shares);
+            (pairing.feeds.len(), shares.map(|s| s.class).collect::<BTreeSet<_>>().len())
+        };
+        assert_eq!(classes(8, 8), (8, 1));
+        assert_eq!(classes(4, 8), (8, 2));
+        assert_eq!(classes(8, 2), (8, 4));
+    }
+
+    #[test]
+    fn facts_that_contradict_themselves_are_refused() {
+        let model = presets::lookup("tiny-gqa").unwrap();
+        let good = facts(&model, Parallel::tp(4), 16, false);
+        let new = |src: &Facts| {
+            Pairing::new(&model, DType::Bf16, src, &good, ReplicaChoice::ByDestination, 1).map(|_| ())
+        };
+        assert_eq!(new(&good), Ok(()));
+        let mut short = good.clone();
+        short.ranks.pop();
+        assert_eq!(new(&short), Err(PairingError::Facts { what: "rank list", got: 3, want: 4 }));
+        let mut short = good.clone();
+        short.ranks[2].pitches.clear();
+        assert_eq!(new(&short), Err(PairingError::Facts { what: "pool list", got: 0, want: 1 }));
+    }
+}

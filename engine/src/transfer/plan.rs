@@ -94,12 +94,14 @@ pub fn plan(
             return Err(PlanningError::Pages { side, pages, page_tokens, last, need });
         }
     }
-    let mut mover = Mover::new(group, Packer::new(limits));
+    // A run for each pair of page runs is the rule.
+    let some = (src.runs().len() + dst.runs().len()).min(tokens.len());
+    let mut mover = Mover::new(group, Packer::new(limits, some));
     let ascends = |w: &[PageRun]| u64::from(w[0].first.0) + u64::from(w[0].count) <= u64::from(w[1].first.0);
     if dst.runs().windows(2).all(ascends) {
         segments(group, src, dst, tokens, |segment| mover.add(segment));
     } else {
-        let mut sorted = Vec::with_capacity(src.runs().len() + dst.runs().len());
+        let mut sorted = Vec::with_capacity(some);
         segments(group, src, dst, tokens, |segment| sorted.push(segment));
         sorted.sort_unstable_by_key(|segment| segment.dst);
         let mut open: Option<Segment> = None;
@@ -352,9 +354,9 @@ struct Packer {
 }
 
 impl Packer {
-    fn new(limits: PlanLimits) -> Self {
+    fn new(limits: PlanLimits, runs: usize) -> Self {
         Self {
-            runs: Vec::new(),
+            runs: Vec::with_capacity(runs),
             max_sge: u64::from(limits.max_sge).min(MAX_GATHER as u64),
             max_message: limits.max_message.into(),
             local_end: 0,
