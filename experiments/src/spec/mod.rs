@@ -1,0 +1,4 @@
+//! The experiment YAML.
+
+pub(crate) mod field;
+pub mod workload;
