@@ -43,6 +43,21 @@ pub(crate) fn tokens<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, 
     whole(deserializer, "a whole number of tokens from 1 to 268435456", 1, MAX_TOKENS)
 }
 
+/// An ACK timeout code; 0 would mean to wait for ever.
+pub(crate) fn ack_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    whole(deserializer, "an ACK timeout code from 1 to 31", 1, 31).map(|v| v as u8)
+}
+
+/// A retry count of a queue pair: 3 bits.
+pub(crate) fn retries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    whole(deserializer, "a retry count from 0 to 7", 0, 7).map(|v| v as u8)
+}
+
+/// A finite RNR retry count.
+pub(crate) fn rnr_retries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    whole(deserializer, "a retry count from 0 to 6 (7 means for ever)", 0, 6).map(|v| v as u8)
+}
+
 /// A list of lengths.
 pub(crate) fn token_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
     let values = Vec::<u32>::deserialize(deserializer)?;
