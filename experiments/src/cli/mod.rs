@@ -144,6 +144,7 @@ struct ModelsArgs {
 }
 
 /// Why a command did not end well: what to print, and the exit status.
+#[derive(Debug)]
 struct Failure {
     status: u8,
     message: String,

@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn results_do_not_depend_on_threads() {
         let spec = spec(&[5, 4, 3, 2, 1]);
-        let run = |threads| all_seeds(&spec, threads, &Meter::new(5, true), fake).ok().expect("runs");
+        let run = |threads| all_seeds(&spec, threads, &Meter::new(5, true), fake).expect("runs");
         assert_eq!(run(1), run(4));
         assert_eq!(run(9).iter().map(|r| r.seed).collect::<Vec<_>>(), [5, 4, 3, 2, 1]);
     }
@@ -191,7 +191,7 @@ mod tests {
     fn one_bad_seed_is_the_error() {
         for threads in [1, 3] {
             let spec = spec(&[1, 13, 2, 3]);
-            let failure = all_seeds(&spec, threads, &Meter::new(4, true), fake).err().expect("fails");
+            let failure = all_seeds(&spec, threads, &Meter::new(4, true), fake).expect_err("fails");
             assert_eq!((failure.status, failure.message.as_str()), (status::INPUT, "unlucky"));
         }
     }
@@ -202,7 +202,7 @@ mod tests {
         run.violations.push("page 3 is wrong".to_owned());
         let summary = Summary::of("x", &SloSpec::default(), std::slice::from_ref(&run));
         let expect = [("events".to_owned(), Bound::Between { min: Some(5.0), max: None })].into();
-        let failure = verdict(&summary, &[run], &check(&summary, &expect)).err().expect("fails");
+        let failure = verdict(&summary, &[run], &check(&summary, &expect)).expect_err("fails");
         assert_eq!(failure.status, status::BROKEN);
         for part in ["page 3 is wrong", "2 rooms", ">= 5", "<-"] {
             assert!(failure.message.contains(part), "{}", failure.message);

@@ -78,7 +78,18 @@ pub(crate) fn rephrase(message: &str) -> String {
         let meant = meant.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
         return format!("{what} `{name}`{meant} ({all} {})", names.join(", "));
     }
-    message.to_owned()
+    // The names of Rust's types say nothing to whoever writes YAML.
+    let Some((found, expected)) = message.rsplit_once(", expected ") else { return message.to_owned() };
+    let expected = match expected {
+        "u8" | "u16" | "u32" | "u64" => "a whole number from 0 on",
+        "i64" => "a whole number",
+        "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        other if other.starts_with("struct ") => "a map of keys",
+        other => other,
+    };
+    format!("{found}, expected {expected}")
 }
 
 /// The name that was probably meant.

@@ -134,6 +134,16 @@ impl Spec {
         for set in sets {
             let set = Override::parse(set)?;
             let path = set.apply(&mut tree)?;
+            // `seed` and `seeds` exclude each other: an override of one replaces the other.
+            if let [Segment::Key(key)] = path.as_slice()
+                && let Value::Object(map) = &mut tree
+            {
+                match key.as_str() {
+                    "seed" => drop(map.shift_remove("seeds")),
+                    "seeds" => drop(map.shift_remove("seed")),
+                    _ => {}
+                }
+            }
             source.sets.push((path, set.text));
         }
         let mut spec: Spec = serde_path_to_error::deserialize(&tree).map_err(|error| {

@@ -5,6 +5,16 @@ use serde_json::{Map, Value};
 use super::locate::{Segment, show};
 use super::yaml;
 
+/// Keys whose value is one of several kinds, each a key of its own: an override into another kind replaces the
+/// one that is there.
+const ONE_OF: [&[&str]; 5] = [
+    &["cluster", "topology"],
+    &["policy", "granularity"],
+    &["workload", "arrival"],
+    &["workload", "synthetic", "prompt"],
+    &["workload", "synthetic", "output"],
+];
+
 /// Why an override cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SetError {
@@ -75,7 +85,7 @@ impl Override {
     pub fn apply(&self, tree: &mut Value) -> Result<Vec<Segment>, SetError> {
         let mut at = tree;
         let mut done: Vec<Segment> = Vec::new();
-        for key in &self.path {
+        for (depth, key) in self.path.iter().enumerate() {
             at = if let Value::Array(items) = at {
                 let len = items.len();
                 let index = key.parse::<usize>().ok().filter(|index| *index < len);
@@ -90,6 +100,9 @@ impl Override {
                     *at = Value::Object(Map::new());
                 }
                 let Value::Object(map) = at else { return Err(SetError::Form { text: self.text.clone() }) };
+                if ONE_OF.iter().any(|kinds| *kinds == &self.path[..depth]) {
+                    map.retain(|other, _| other == key);
+                }
                 map.entry(key.clone()).or_insert(Value::Null)
             };
         }

@@ -96,7 +96,10 @@ fn errors_name_line_key_value_and_what_is_right() {
         (changed("page_size: 64", "page_size: 0"), &["x.yaml:6: cluster.prefill.page_size", "0", "1 to"]),
         (changed("    tp: 16", "    tp: 12"), &["x.yaml:7: cluster.decode", "tp 12"]),
         (changed("    tp: 16", "    tp: -1"), &["x.yaml:9: cluster.decode.tp", "-1"]),
-        (changed("    tp: 16", "    tp: two"), &["x.yaml:9: cluster.decode.tp", "two"]),
+        (
+            changed("    tp: 16", "    tp: two"),
+            &["x.yaml:9: cluster.decode.tp", "two", "expected a whole number"],
+        ),
         (changed("    dp: 2", "    dp: 3"), &["x.yaml:7: cluster.decode", "dp 3 does not divide tp 16"]),
         (changed("40GiB", "40"), &["x.yaml:12: cluster.decode.memory", "40GiB", "{pages: 40}"]),
         (changed("40GiB", "40Gib"), &["x.yaml:12: cluster.decode.memory", "Gib", "GiB"]),
@@ -156,8 +159,17 @@ fn overrides() {
     );
     let message = problem(WHOLE, &["cluster.prefill.tp=3"]);
     assert!(message.contains("--set cluster.prefill.tp=3") && message.contains("tp 3"), "{message}");
-    let message = problem(WHOLE, &["workload.arrival.poisson.rate=3"]);
-    assert!(message.contains("--set"), "{message}");
+    let spec =
+        parse(WHOLE, &["workload.arrival.poisson.rate=3", "cluster.topology.star.latency=2us"]).unwrap();
+    assert_eq!(spec.workload.arrival, workload::Arrival::Poisson { rate: 3.0 });
+    assert_eq!(spec.cluster.topology, TopologySpec::Star { latency: models::Picos(2_000_000) });
+    assert_eq!(parse("seed: 1", &["seeds=[2, 3]"]).unwrap().seeds(), [2, 3]);
+    assert_eq!(parse(WHOLE, &["seed=4"]).unwrap().seeds(), [4]);
+    let message = problem(WHOLE, &["workload.arrival.gamma.cv=x"]);
+    assert!(
+        message.contains("--set workload.arrival.gamma.cv=x") && message.contains("expected a number"),
+        "{message}"
+    );
     assert!(problem(WHOLE, &["faults.9.at=3s"]).contains("list of 2 entries"));
     assert!(problem(WHOLE, &["name"]).contains("PATH=VALUE"));
 }
