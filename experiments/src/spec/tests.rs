@@ -19,13 +19,13 @@ seeds: [1, 2]
 model: deepseek-v3
 dtype: fp8
 cluster:
-  prefill: {instances: 2, tp: 8, page_size: 64, memory: {pages: 1000}}
+  prefill: {instances: 2, tp: 8, page_size: 64, memory: {pages: 10}}
   decode:
     instances: 1
     tp: 16
     dp: 2
     page_order: head-major
-    memory: 40GiB
+    memory: 100MiB
   link: 200Gb/s
   topology:
     leaf-spine: {leaves: 2, oversubscription: 2.0, latency: 500ns}
@@ -101,9 +101,9 @@ fn errors_name_line_key_value_and_what_is_right() {
             &["x.yaml:9: cluster.decode.tp", "two", "expected a whole number"],
         ),
         (changed("    dp: 2", "    dp: 3"), &["x.yaml:7: cluster.decode", "dp 3 does not divide tp 16"]),
-        (changed("40GiB", "40"), &["x.yaml:12: cluster.decode.memory", "40GiB", "{pages: 40}"]),
-        (changed("40GiB", "40Gib"), &["x.yaml:12: cluster.decode.memory", "Gib", "GiB"]),
-        (changed("40GiB", "1kB"), &["x.yaml:12: cluster.decode.memory", "no page fits"]),
+        (changed("100MiB", "40"), &["x.yaml:12: cluster.decode.memory", "40GiB", "{pages: 40}"]),
+        (changed("100MiB", "40Gib"), &["x.yaml:12: cluster.decode.memory", "Gib", "GiB"]),
+        (changed("100MiB", "1kB"), &["x.yaml:12: cluster.decode.memory", "no page fits"]),
         (changed("200Gb/s", "200"), &["x.yaml:13: cluster.link", "no unit", "Gb/s"]),
         (
             changed("leaf-spine:", "leaf-spin:"),
@@ -135,6 +135,8 @@ fn errors_name_line_key_value_and_what_is_right() {
             assert!(message.contains(part), "{message}\nlacks {part}");
         }
     }
+    let bytes = problem("cluster: {memory: bytes}", &[]);
+    assert!(bytes.contains("x.yaml:1: cluster.memory") && bytes.contains("phantom"), "{bytes}");
     assert!(problem("[1]", &[]).contains("x.yaml"));
     let compute = problem("compute: {profile: h100}", &[]);
     assert!(

@@ -2,14 +2,17 @@
 
 use std::path::Path;
 
-use models::{Layout, Model, Relation, config, presets};
+use models::{ByteSize, Layout, Model, Relation, config, presets};
 
 use super::engine::AUTO;
 use super::locate::Segment;
 use super::workload::Length;
-use super::{Spec, TopologySpec, is_path};
+use super::{MemorySpec, SideSpec, Spec, TopologySpec, is_path};
 use crate::compute::{self, Profile};
 use crate::report;
+
+/// The most real memory that a simulated cluster may have.
+const MAX_REAL_MEMORY: ByteSize = ByteSize(16 << 30);
 
 /// The key that is wrong, and what is wrong with it.
 type Problem = (Vec<Segment>, String);
@@ -67,7 +70,7 @@ impl Spec {
     }
 
     /// The KV layouts of both sides exist, fit each other, and memory holds at least one page.
-    fn layouts(&self, model: &Model) -> Result<(Layout, Layout), Problem> {
+    fn layouts(&self, model: &Model) -> Result<(), Problem> {
         model.validate(self.dtype).or_else(|error| wrong("dtype", error))?;
         let mut layouts = Vec::new();
         for (name, side) in [("prefill", &self.cluster.prefill), ("decode", &self.cluster.decode)] {
@@ -86,7 +89,26 @@ impl Spec {
             return wrong("cluster", "expected prefill and decode");
         };
         Relation::new(&prefill, &decode).or_else(|error| wrong("cluster", error))?;
-        Ok((prefill, decode))
+        self.real_memory(&[(&self.cluster.prefill, &prefill), (&self.cluster.decode, &decode)])
+    }
+
+    /// Memory of real bytes is this machine's: a cluster of it must fit.
+    fn real_memory(&self, sides: &[(&SideSpec, &Layout)]) -> Result<(), Problem> {
+        let size = |(side, layout): &(&SideSpec, &Layout)| {
+            let group: u128 = layout.ranks().iter().map(|rank| u128::from(rank.bytes_per_page())).sum();
+            group * u128::from(side.pages(layout)) * u128::from(side.dp) * u128::from(side.instances)
+        };
+        let bytes: u128 = sides.iter().map(size).sum();
+        if self.cluster.memory == MemorySpec::Bytes && bytes > u128::from(MAX_REAL_MEMORY.0) {
+            return wrong(
+                "cluster.memory",
+                format!(
+                    "bytes would take {bytes} bytes of this machine's memory, at most {MAX_REAL_MEMORY} are allowed; \
+                     use phantom, or less `memory` per GPU"
+                ),
+            );
+        }
+        Ok(())
     }
 
     fn topology(&self) -> Result<(), Problem> {
