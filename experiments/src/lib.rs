@@ -1,1 +1,13 @@
-//! kvrail: `experiments`.
+//! Experiments: an experiment YAML becomes a cluster, a workload and a simulation, and the simulation's
+//! records become a report.
+//!
+//! [`spec::Spec`] is the YAML, [`workload`] streams requests from trace files or distributions, [`compute`]
+//! says how long prefill and decode take, [`build`] runs one seed, and [`report`] turns its
+//! [`report::RunResult`] into `summary.json`, `requests.csv` and a table. [`cli`] is the `kvrail` command.
+
+pub mod build;
+pub mod cli;
+pub mod compute;
+pub mod report;
+pub mod spec;
+pub mod workload;

@@ -1,2 +1,7 @@
 //! The `kvrail` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    experiments::cli::main()
+}

@@ -1,0 +1,288 @@
+//! `control:`, `transfer:`, `policy:`, `batch:` and `compute:`: how the nodes work.
+
+use models::{ByteSize, Picos};
+use serde::{Deserialize, Serialize};
+
+use super::field;
+
+/// The control channel between nodes and the registry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ControlSpec {
+    /// One-way delay of a message.
+    pub latency: Picos,
+    /// Up to this much is added to the delay, uniformly.
+    pub jitter: Picos,
+    /// Probability that a message is lost.
+    #[serde(deserialize_with = "field::probability")]
+    pub loss: f64,
+    /// Probability that a message arrives twice.
+    #[serde(deserialize_with = "field::probability")]
+    pub duplicate: f64,
+    /// Probability that a message is overtaken by later ones.
+    #[serde(deserialize_with = "field::probability")]
+    pub reorder: f64,
+    /// Time the registry takes for a message.
+    pub service_per_message: Picos,
+    /// Time the registry takes for a byte of a message.
+    pub service_per_byte: Picos,
+    /// Messages that wait at the registry before more are dropped.
+    #[serde(deserialize_with = "field::count")]
+    pub queue: u32,
+}
+
+impl Default for ControlSpec {
+    fn default() -> Self {
+        ControlSpec {
+            latency: us(20),
+            jitter: Picos(0),
+            loss: 0.0,
+            duplicate: 0.0,
+            reorder: 0.0,
+            service_per_message: us(2),
+            service_per_byte: Picos(1_000),
+            queue: 65_536,
+        }
+    }
+}
+
+/// Queue pairs, their limits and the timers of the transfer protocol.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransferSpec {
+    /// Queue pairs per pair of ranks that exchange KV.
+    #[serde(deserialize_with = "field::count")]
+    pub queue_pairs: u32,
+    /// When they are connected.
+    pub connect: Connect,
+    /// Most queue pairs of a rank.
+    #[serde(deserialize_with = "field::count")]
+    pub max_queue_pairs: u32,
+    /// Work requests a send queue holds.
+    #[serde(deserialize_with = "field::count")]
+    pub send_depth: u32,
+    /// Receives a receive queue holds.
+    #[serde(deserialize_with = "field::count")]
+    pub receive_depth: u32,
+    /// Scatter/gather entries of a work request.
+    #[serde(deserialize_with = "field::count")]
+    pub max_sge: u32,
+    /// Every n-th work request is signalled.
+    #[serde(deserialize_with = "field::count")]
+    pub signal_every: u32,
+    /// ACK timeout code t: 4.096 us * 2^t (InfiniBand spec 9.7.6.1.3), 1 to 31.
+    #[serde(deserialize_with = "field::ack_timeout")]
+    pub ack_timeout: u8,
+    /// Retries after an ACK timeout, 0 to 7.
+    #[serde(deserialize_with = "field::retries")]
+    pub retries: u8,
+    /// Retries after an RNR NAK, 0 to 6 (7 would mean for ever).
+    #[serde(deserialize_with = "field::rnr_retries")]
+    pub rnr_retries: u8,
+    /// How often a part that an error of another room flushed is posted again before its room fails.
+    pub reposts: u32,
+    /// A room that has not ended after this time fails.
+    pub room_timeout: Picos,
+    /// An aborted room whose initiator has not reported "drained" after this time is fenced.
+    pub drain_timeout: Picos,
+    /// An unacknowledged registry message is sent again after this time.
+    pub retransmit: Picos,
+    /// Period of lease renewals.
+    pub heartbeat: Picos,
+    /// A lease that was not renewed for this time has expired.
+    pub lease: Picos,
+}
+
+impl Default for TransferSpec {
+    fn default() -> Self {
+        TransferSpec {
+            queue_pairs: 1,
+            connect: Connect::FirstUse,
+            max_queue_pairs: 4096,
+            send_depth: 1024,
+            receive_depth: 4096,
+            max_sge: 16,
+            signal_every: 64,
+            ack_timeout: 14,
+            retries: 7,
+            rnr_retries: 6,
+            reposts: 3,
+            room_timeout: Picos(600 * S),
+            drain_timeout: Picos(5 * S),
+            retransmit: Picos(20_000 * 1_000_000),
+            heartbeat: Picos(S),
+            lease: Picos(10 * S),
+        }
+    }
+}
+
+const S: u64 = 1_000_000_000_000;
+
+const fn us(us: u64) -> Picos {
+    Picos(us * 1_000_000)
+}
+
+/// When queue pairs are connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Connect {
+    /// All before the first request.
+    Start,
+    /// A pair of instances at its first request, which waits for it.
+    FirstUse,
+}
+
+/// What decides who, what and when.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicySpec {
+    /// Which prefill and which decode instance a request goes to.
+    pub routing: Routing,
+    /// Whose parts are posted next on a port.
+    pub order: Order,
+    /// How much of a request is sent at once.
+    pub granularity: Granularity,
+    /// Which NIC port of a host carries a part.
+    pub rails: Rails,
+    /// Which of several ranks with the same KV sends it.
+    pub replica: Replica,
+    /// What may be posted and not completed, per port.
+    pub window: WindowSpec,
+    /// When decode memory is taken.
+    pub admission: Admission,
+}
+
+impl Default for PolicySpec {
+    fn default() -> Self {
+        PolicySpec {
+            routing: Routing::LeastLoaded,
+            order: Order::Fifo,
+            granularity: Granularity::Chunk,
+            rails: Rails::Pinned,
+            replica: Replica::ByDestination,
+            window: WindowSpec::default(),
+            admission: Admission::Reserve,
+        }
+    }
+}
+
+/// Which prefill and which decode instance a request goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Routing {
+    /// Each in turn.
+    RoundRobin,
+    /// The one with the least waiting work.
+    LeastLoaded,
+}
+
+/// Whose parts are posted next on a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// In the order in which they became ready.
+    Fifo,
+    /// The request with the fewest bytes left.
+    ShortestRemaining,
+}
+
+/// How much of a request is sent at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Granularity {
+    /// Everything when prefill has ended.
+    Request,
+    /// Each chunk when its prefill step has ended.
+    Chunk,
+    /// Layers while the step computes the next ones.
+    LayerWise {
+        /// Layers per part.
+        #[serde(deserialize_with = "field::count")]
+        layers: u32,
+    },
+}
+
+/// Which NIC port of a host carries a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rails {
+    /// The port near the rank's GPU.
+    Pinned,
+    /// All ports of the host in turn.
+    Striped,
+}
+
+/// Which of several ranks with the same KV sends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Replica {
+    /// Spread over the copies by destination rank.
+    ByDestination,
+}
+
+/// What may be posted and not completed, per port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WindowSpec {
+    /// Bytes.
+    pub bytes: ByteSize,
+    /// Work requests.
+    #[serde(deserialize_with = "field::count")]
+    pub requests: u32,
+}
+
+impl Default for WindowSpec {
+    fn default() -> Self {
+        WindowSpec { bytes: ByteSize(64 << 20), requests: 65_536 }
+    }
+}
+
+/// When decode memory is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Admission {
+    /// For prompt and output, before the transfer.
+    Reserve,
+    /// For the prompt before the transfer, then page by page; a request that finds none is preempted.
+    OnDemand,
+}
+
+/// What the GPUs' time is taken from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ComputeSpec {
+    /// A profile's name, the path of a YAML file, or `auto`: the built-in profile for the model.
+    pub profile: String,
+    /// Multiplies every time: 0.5 is a GPU twice as fast.
+    #[serde(deserialize_with = "field::positive")]
+    pub scale: f64,
+}
+
+impl Default for ComputeSpec {
+    fn default() -> Self {
+        ComputeSpec { profile: AUTO.to_owned(), scale: 1.0 }
+    }
+}
+
+/// The name that stands for the built-in profile of the model.
+pub(super) const AUTO: &str = "auto";
+
+/// Batching on both sides.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BatchSpec {
+    /// Most prompt tokens of a prefill step; a longer prompt is computed in chunks.
+    #[serde(deserialize_with = "field::count")]
+    pub prefill_tokens: u32,
+    /// Most requests of a decode step.
+    #[serde(deserialize_with = "field::count")]
+    pub decode_requests: u32,
+    /// Keep prompt blocks on prefill for later requests with the same prefix.
+    pub prefix_cache: bool,
+}
+
+impl Default for BatchSpec {
+    fn default() -> Self {
+        BatchSpec { prefill_tokens: 8192, decode_requests: 128, prefix_cache: true }
+    }
+}

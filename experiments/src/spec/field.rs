@@ -1,0 +1,88 @@
+//! Values that a field can have: each check fails where the value stands, so that the error gets its line.
+
+use serde::de::{Deserialize, Deserializer, Error};
+
+use crate::workload::MAX_TOKENS;
+
+/// A number above 0.
+pub(crate) fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    number(deserializer, "a number above 0 (at most 1e12)", |v| v > 0.0 && v <= 1e12)
+}
+
+/// A number from 0 on.
+pub(crate) fn not_negative<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    number(deserializer, "a number from 0 to 1e12", |v| (0.0..=1e12).contains(&v))
+}
+
+/// A coefficient of variation that the gamma sampler can do.
+pub(crate) fn cv<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    number(deserializer, "a number from 0.01 to 100", |v| (0.01..=100.0).contains(&v))
+}
+
+/// A probability.
+pub(crate) fn probability<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    number(deserializer, "a probability from 0 to 1", |v| (0.0..=1.0).contains(&v))
+}
+
+fn number<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    expected: &'static str,
+    right: impl Fn(f64) -> bool,
+) -> Result<f64, D::Error> {
+    let value = f64::deserialize(deserializer)?;
+    if right(value) { Ok(value) } else { Err(wrong(&value.to_string(), expected)) }
+}
+
+/// A whole number from 1 on.
+pub(crate) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    whole(deserializer, "a whole number from 1 to 1000000", 1, 1_000_000)
+}
+
+/// A number of tokens.
+pub(crate) fn tokens<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    whole(deserializer, "a whole number of tokens from 1 to 268435456", 1, MAX_TOKENS)
+}
+
+/// An ACK timeout code; 0 would mean to wait for ever.
+pub(crate) fn ack_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    whole(deserializer, "an ACK timeout code from 1 to 31", 1, 31).map(|v| v as u8)
+}
+
+/// A retry count of a queue pair: 3 bits.
+pub(crate) fn retries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    whole(deserializer, "a retry count from 0 to 7", 0, 7).map(|v| v as u8)
+}
+
+/// A finite RNR retry count.
+pub(crate) fn rnr_retries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    whole(deserializer, "a retry count from 0 to 6 (7 means for ever)", 0, 6).map(|v| v as u8)
+}
+
+/// A list of lengths.
+pub(crate) fn token_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+    let values = Vec::<u32>::deserialize(deserializer)?;
+    if values.is_empty() {
+        return Err(wrong("an empty list", "at least one length"));
+    }
+    match values.iter().find(|v| !(1..=MAX_TOKENS).contains(*v)) {
+        Some(bad) => Err(wrong(&bad.to_string(), "lengths from 1 to 268435456 tokens")),
+        None => Ok(values),
+    }
+}
+
+fn whole<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    expected: &'static str,
+    least: u32,
+    most: u32,
+) -> Result<u32, D::Error> {
+    let value = i64::deserialize(deserializer)?;
+    match u32::try_from(value) {
+        Ok(value) if (least..=most).contains(&value) => Ok(value),
+        _ => Err(wrong(&value.to_string(), expected)),
+    }
+}
+
+fn wrong<E: Error>(value: &str, expected: &'static str) -> E {
+    E::custom(format_args!("invalid value {value}, expected {expected}"))
+}

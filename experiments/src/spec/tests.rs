@@ -1,0 +1,222 @@
+//! Reading, errors with their places, overrides, round trips.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn parse(text: &str, sets: &[&str]) -> Result<Spec, SpecError> {
+    let sets: Vec<String> = sets.iter().map(|s| (*s).to_owned()).collect();
+    Spec::parse(text, Path::new("x.yaml"), &sets)
+}
+
+fn problem(text: &str, sets: &[&str]) -> String {
+    parse(text, sets).expect_err("must be refused").to_string()
+}
+
+const WHOLE: &str = "\
+name: whole
+seeds: [1, 2]
+model: deepseek-v3
+dtype: fp8
+cluster:
+  prefill: {instances: 2, tp: 8, page_size: 64, memory: {pages: 10}}
+  decode:
+    instances: 1
+    tp: 16
+    dp: 2
+    page_order: head-major
+    memory: 100MiB
+  link: 200Gb/s
+  topology:
+    leaf-spine: {leaves: 2, oversubscription: 2.0, latency: 500ns}
+  memory: bytes
+policy:
+  granularity: {layer-wise: {layers: 4}}
+  order: shortest-remaining
+workload:
+  arrival: {gamma: {rate: 8, cv: 2}}
+  synthetic:
+    prompt: {lognormal: {median: 900, sigma: 1.0}}
+    output: {empirical: [1, 2, 3]}
+    prefix: {groups: 4, tokens: 1024, share: 0.5}
+slo: {ttft: 2s}
+faults:
+- at: 3s
+  link-down: {host: 1, port: 0, for: 10ms}
+- at: 4s
+  queue-pair-error: {decode: 0}
+expect:
+  failed: 0
+  ttft_ms.p99: {max: 500}
+";
+
+#[test]
+fn an_empty_file_is_the_defaults() {
+    for text in ["", "# nothing\n", "{}"] {
+        let mut defaults = Spec::default();
+        defaults.compute.profile = "h100-tp1-llama-8b".to_owned();
+        assert_eq!(parse(text, &[]).unwrap(), defaults);
+    }
+}
+
+#[test]
+fn resolved_reads_back_to_the_same() {
+    for text in ["", WHOLE] {
+        let spec = parse(text, &[]).unwrap();
+        let resolved = spec.resolved().unwrap();
+        assert_eq!(parse(&resolved, &[]).unwrap(), spec, "{resolved}");
+    }
+    let spec = parse(WHOLE, &[]).unwrap();
+    assert_eq!(spec.seeds(), [1, 2]);
+    assert_eq!(spec.clone().with_seed(7).seeds(), [7]);
+    assert_eq!(spec.hosts(), 2 + 2);
+    assert!(!spec.resolved().unwrap().contains('!'), "no YAML tags");
+}
+
+#[test]
+fn errors_name_line_key_value_and_what_is_right() {
+    let changed = |from: &str, to: &str| {
+        assert!(WHOLE.contains(from), "{from}");
+        problem(&WHOLE.replacen(from, to, 1), &[])
+    };
+    for (message, parts) in [
+        (
+            changed("dtype: fp8", "dtpye: fp8"),
+            &["x.yaml:4: dtpye: unknown key `dtpye`", "did you mean `dtype`?"][..],
+        ),
+        (changed("dtype: fp8", "dtype: fp7"), &["x.yaml:4: dtype: unknown value `fp7`", "bf16"]),
+        (
+            changed("model: deepseek-v3", "model: deepseek-v4"),
+            &["x.yaml:3: model:", "deepseek-v4", "deepseek-v3"],
+        ),
+        (
+            changed("page_order: head-major", "page_order: head"),
+            &["x.yaml:11: cluster.decode.page_order", "head-major"],
+        ),
+        (changed("page_size: 64", "page_size: 0"), &["x.yaml:6: cluster.prefill.page_size", "0", "1 to"]),
+        (changed("    tp: 16", "    tp: 12"), &["x.yaml:7: cluster.decode", "tp 12"]),
+        (changed("    tp: 16", "    tp: -1"), &["x.yaml:9: cluster.decode.tp", "-1"]),
+        (
+            changed("    tp: 16", "    tp: two"),
+            &["x.yaml:9: cluster.decode.tp", "two", "expected a whole number"],
+        ),
+        (changed("    dp: 2", "    dp: 3"), &["x.yaml:7: cluster.decode", "dp 3 does not divide tp 16"]),
+        (changed("100MiB", "40"), &["x.yaml:12: cluster.decode.memory", "40GiB", "{pages: 40}"]),
+        (changed("100MiB", "40Gib"), &["x.yaml:12: cluster.decode.memory", "Gib", "GiB"]),
+        (changed("100MiB", "1kB"), &["x.yaml:12: cluster.decode.memory", "no page fits"]),
+        (changed("200Gb/s", "200"), &["x.yaml:13: cluster.link", "no unit", "Gb/s"]),
+        (
+            changed("leaf-spine:", "leaf-spin:"),
+            &["x.yaml:15: cluster.topology", "leaf-spin", "did you mean `leaf-spine`?"],
+        ),
+        (changed("oversubscription: 2.0, ", ""), &["x.yaml:15", "one of `spines` and `oversubscription`"]),
+        (changed("cv: 2", "cv: 0"), &["x.yaml:21: workload.arrival.gamma.cv", "0.01 to 100"]),
+        (changed("rate: 8", "rate: -8"), &["x.yaml:21: workload.arrival.gamma.rate", "-8", "above 0"]),
+        (
+            changed("share: 0.5", "share: 1.5"),
+            &["x.yaml:25: workload.synthetic.prefix.share", "1.5", "0 to 1"],
+        ),
+        (changed("[1, 2, 3]", "[]"), &["x.yaml:24: workload.synthetic.output.empirical", "at least one"]),
+        (changed("host: 1", "host: 9"), &["x.yaml:29: faults.0.link-down.host", "9", "0 to 3"]),
+        (changed("decode: 0}", "decode: 1}"), &["x.yaml:31: faults.1.queue-pair-error.decode", "0 to 0"]),
+        (changed("  link-down: {host: 1, port: 0, for: 10ms}\n", ""), &["x.yaml:28: faults.0", "one of"]),
+        (
+            changed("ttft_ms.p99", "ttft.p99"),
+            &["x.yaml:34: expect.\"ttft.p99\"", "did you mean `ttft_ms.p99`?"],
+        ),
+        (changed("{max: 500}", "{most: 500}"), &["x.yaml:34", "most", "max"]),
+        (changed("seeds: [1, 2]", "seeds: []"), &["x.yaml:2: seeds", "at least one"]),
+        (changed("seeds: [1, 2]", "seeds: [1]\nseed: 2"), &["both `seed` and `seeds`"]),
+        (changed("name: whole", "name: [whole"), &["x.yaml:", "not YAML"]),
+        (changed("name: whole", "name: whole\nname: twice"), &["not YAML", "name"]),
+        (changed("name: whole", "- name"), &["not YAML"]),
+    ] {
+        for part in parts {
+            assert!(message.contains(part), "{message}\nlacks {part}");
+        }
+    }
+    let bytes = problem("cluster: {memory: bytes}", &[]);
+    assert!(bytes.contains("x.yaml:1: cluster.memory") && bytes.contains("phantom"), "{bytes}");
+    assert!(problem("[1]", &[]).contains("x.yaml"));
+    let compute = problem("compute: {profile: h100}", &[]);
+    assert!(
+        compute.contains("x.yaml:1: compute.profile") && compute.contains("h100-tp8-llama-70b"),
+        "{compute}"
+    );
+}
+
+#[test]
+fn overrides() {
+    let spec = parse(WHOLE, &["cluster.prefill.tp=16", "seeds=[5]", "faults.0.at=1ms", "name=a b"]).unwrap();
+    assert_eq!((spec.cluster.prefill.tp, spec.seeds(), spec.name.as_str()), (16, vec![5], "a b"));
+    assert_eq!(spec.faults[0].at, models::Picos(1_000_000_000));
+
+    let spec = parse(WHOLE, &["workload.path=trace.jsonl"]).unwrap();
+    assert_eq!(spec.workload.path.as_deref(), Some(Path::new("trace.jsonl")));
+
+    let message = problem(WHOLE, &["cluster.prefil.tp=16"]);
+    assert!(
+        message.contains("--set cluster.prefil.tp=16") && message.contains("did you mean `prefill`?"),
+        "{message}"
+    );
+    let message = problem(WHOLE, &["cluster.prefill.tp=3"]);
+    assert!(message.contains("--set cluster.prefill.tp=3") && message.contains("tp 3"), "{message}");
+    let spec =
+        parse(WHOLE, &["workload.arrival.poisson.rate=3", "cluster.topology.star.latency=2us"]).unwrap();
+    assert_eq!(spec.workload.arrival, workload::Arrival::Poisson { rate: 3.0 });
+    assert_eq!(spec.cluster.topology, TopologySpec::Star { latency: models::Picos(2_000_000) });
+    assert_eq!(parse("seed: 1", &["seeds=[2, 3]"]).unwrap().seeds(), [2, 3]);
+    assert_eq!(parse(WHOLE, &["seed=4"]).unwrap().seeds(), [4]);
+    let message = problem(WHOLE, &["workload.arrival.gamma.cv=x"]);
+    assert!(
+        message.contains("--set workload.arrival.gamma.cv=x") && message.contains("expected a number"),
+        "{message}"
+    );
+    assert!(problem(WHOLE, &["faults.9.at=3s"]).contains("list of 2 entries"));
+    assert!(problem(WHOLE, &["name"]).contains("PATH=VALUE"));
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let message = Spec::load(Path::new("/nowhere/x.yaml"), &[]).unwrap_err().to_string();
+    assert!(message.contains("/nowhere/x.yaml"), "{message}");
+}
+
+/// The experiments of this repository are right, and read back to the same when resolved.
+#[test]
+fn experiments_of_this_repository() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "yaml") {
+            let spec = Spec::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(parse(&spec.resolved().unwrap(), &[]).unwrap(), spec);
+            count += 1;
+        }
+    }
+    assert!(count >= 2, "{count}");
+    let mooncake = folder.join("mooncake.yaml");
+    let sets = ["model=llama-3.1-70b".to_owned(), "workload.path=x".to_owned()];
+    Spec::load(&mooncake, &sets).unwrap_or_else(|error| panic!("{error}"));
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "([ \\-a-z:\n\\[\\]{},\"0-9]|\\PC){0,120}") {
+        let _ = parse(&text, &[]);
+    }
+
+    #[test]
+    fn no_damaged_experiment_panics(edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5)) {
+        let mut bytes = WHOLE.as_bytes().to_vec();
+        for (index, byte) in edits {
+            let at = index.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Ok(spec) = parse(&String::from_utf8_lossy(&bytes), &[]) {
+            let resolved = spec.resolved().unwrap();
+            prop_assert_eq!(parse(&resolved, &[]).unwrap(), spec);
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What one key alone cannot tell: parts of an experiment that must fit each other.
+
+use std::path::Path;
+
+use models::{ByteSize, Layout, Model, Relation, config, presets};
+
+use super::engine::AUTO;
+use super::locate::Segment;
+use super::workload::Length;
+use super::{MemorySpec, SideSpec, Spec, TopologySpec, is_path};
+use crate::compute::{self, Profile};
+use crate::report;
+
+/// The most real memory that a simulated cluster may have.
+const MAX_REAL_MEMORY: ByteSize = ByteSize(16 << 30);
+
+/// The key that is wrong, and what is wrong with it.
+type Problem = (Vec<Segment>, String);
+
+fn at(path: &str) -> Vec<Segment> {
+    path.split('.').map(|s| s.parse().map_or_else(|_| Segment::Key(s.to_owned()), Segment::Index)).collect()
+}
+
+fn wrong<T>(path: &str, problem: impl std::fmt::Display) -> Result<T, Problem> {
+    Err((at(path), problem.to_string()))
+}
+
+/// A model by preset name or by the path of its `config.json`.
+pub(super) fn model(name: &str) -> Result<Model, String> {
+    if is_path(name) && presets::lookup(name).is_err() {
+        let text = std::fs::read_to_string(Path::new(name))
+            .map_err(|error| format!("{name}: cannot read the model's config.json: {error}"))?;
+        return config::from_json(name, &text).map_err(|error| error.to_string());
+    }
+    presets::lookup(name).map_err(|error| format!("{error}, or the path of a config.json"))
+}
+
+impl Spec {
+    /// Checks what crosses keys.
+    pub(super) fn validate(&self) -> Result<(), Problem> {
+        if self.seed.is_some() && self.seeds.is_some() {
+            return wrong("seeds", "both `seed` and `seeds` are given; keep one of them");
+        }
+        if self.seeds.as_ref().is_some_and(Vec::is_empty) {
+            return wrong("seeds", "the list is empty; expected at least one whole number");
+        }
+        let model = self.model().or_else(|problem| wrong("model", problem))?;
+        self.layouts(&model)?;
+        self.topology()?;
+        if self.compute.profile == AUTO {
+            let names: Vec<_> = compute::names().collect();
+            let names = names.join(", ");
+            return wrong(
+                "compute.profile",
+                format!(
+                    "auto has no profile for model `{}`; expected one of {names} or the path of a YAML file",
+                    self.model
+                ),
+            );
+        }
+        Profile::load(&self.compute.profile).or_else(|error| wrong("compute.profile", error))?;
+        self.lengths()?;
+        self.faults()?;
+        for path in self.expect.keys() {
+            if let Err(problem) = report::value_path(path) {
+                return Err((vec![Segment::Key("expect".to_owned()), Segment::Key(path.clone())], problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// The KV layouts of both sides exist, fit each other, and memory holds at least one page.
+    fn layouts(&self, model: &Model) -> Result<(), Problem> {
+        model.validate(self.dtype).or_else(|error| wrong("dtype", error))?;
+        let mut layouts = Vec::new();
+        for (name, side) in [("prefill", &self.cluster.prefill), ("decode", &self.cluster.decode)] {
+            let layout =
+                side.layout(model, self.dtype).or_else(|error| wrong(&format!("cluster.{name}"), error))?;
+            if side.pages(&layout) == 0 {
+                let page = layout.ranks().iter().map(models::RankLayout::bytes_per_page).max().unwrap_or(0);
+                return wrong(
+                    &format!("cluster.{name}.memory"),
+                    format!("no page fits: a page of {} tokens has {page} bytes on a GPU", side.page_size),
+                );
+            }
+            layouts.push(layout);
+        }
+        let (Some(decode), Some(prefill)) = (layouts.pop(), layouts.pop()) else {
+            return wrong("cluster", "expected prefill and decode");
+        };
+        Relation::new(&prefill, &decode).or_else(|error| wrong("cluster", error))?;
+        self.real_memory(&[(&self.cluster.prefill, &prefill), (&self.cluster.decode, &decode)])
+    }
+
+    /// Memory of real bytes is this machine's: a cluster of it must fit.
+    fn real_memory(&self, sides: &[(&SideSpec, &Layout)]) -> Result<(), Problem> {
+        let size = |(side, layout): &(&SideSpec, &Layout)| {
+            let group: u128 = layout.ranks().iter().map(|rank| u128::from(rank.bytes_per_page())).sum();
+            group * u128::from(side.pages(layout)) * u128::from(side.dp) * u128::from(side.instances)
+        };
+        let bytes: u128 = sides.iter().map(size).sum();
+        if self.cluster.memory == MemorySpec::Bytes && bytes > u128::from(MAX_REAL_MEMORY.0) {
+            return wrong(
+                "cluster.memory",
+                format!(
+                    "bytes would take {bytes} bytes of this machine's memory, at most {MAX_REAL_MEMORY} are allowed; \
+                     use phantom, or less `memory` per GPU"
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    fn topology(&self) -> Result<(), Problem> {
+        let here = "cluster.topology.leaf-spine";
+        if let TopologySpec::LeafSpine { spines, oversubscription, .. } = self.cluster.topology {
+            match (spines, oversubscription) {
+                (Some(0), _) => return wrong(here, "spines is 0, expected at least 1"),
+                (None, Some(ratio)) if !(0.01..=1000.0).contains(&ratio) => {
+                    return wrong(here, format!("oversubscription is {ratio}, expected 0.01 to 1000"));
+                }
+                (Some(_), None) | (None, Some(_)) => {}
+                _ => return wrong(here, "expected one of `spines` and `oversubscription`"),
+            }
+        }
+        Ok(())
+    }
+
+    fn lengths(&self) -> Result<(), Problem> {
+        let Some(synthetic) = &self.workload.synthetic else { return Ok(()) };
+        for (name, length) in [("prompt", &synthetic.prompt), ("output", &synthetic.output)] {
+            if let Length::Uniform { min, max } | Length::Lognormal { min, max, .. } = length
+                && min > max
+            {
+                return wrong(
+                    &format!("workload.synthetic.{name}"),
+                    format!("min {min} is above max {max}; exchange them"),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn faults(&self) -> Result<(), Problem> {
+        let (prefill, decode) = (&self.cluster.prefill, &self.cluster.decode);
+        let hosts = self.hosts();
+        for (i, fault) in self.faults.iter().enumerate() {
+            let here = format!("faults.{i}");
+            match (&fault.queue_pair_error, &fault.link_down) {
+                (Some(error), None) => {
+                    for (key, value, count) in [
+                        ("prefill", error.prefill, prefill.instances),
+                        ("decode", error.decode, decode.instances),
+                        ("rank", error.rank, prefill.parallel().world()),
+                    ] {
+                        if value >= count {
+                            return wrong(
+                                &format!("{here}.queue-pair-error.{key}"),
+                                format!("{value} is not there, expected 0 to {}", count - 1),
+                            );
+                        }
+                    }
+                }
+                (None, Some(down)) => {
+                    for (key, value, count) in
+                        [("host", down.host, hosts), ("port", down.port, self.cluster.nics_per_host)]
+                    {
+                        if value >= count {
+                            return wrong(
+                                &format!("{here}.link-down.{key}"),
+                                format!("{value} is not there, expected 0 to {}", count - 1),
+                            );
+                        }
+                    }
+                }
+                _ => return wrong(&here, "expected one of `queue-pair-error` and `link-down`"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Hosts of the cluster: each instance has its own.
+    #[must_use]
+    pub fn hosts(&self) -> u32 {
+        [&self.cluster.prefill, &self.cluster.decode]
+            .iter()
+            .map(|side| {
+                side.instances.saturating_mul(side.parallel().world().div_ceil(self.cluster.gpus_per_host))
+            })
+            .fold(0, u32::saturating_add)
+    }
+}

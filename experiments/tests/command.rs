@@ -1,0 +1,130 @@
+//! The `kvrail` command as scripts see it: exit status, streams, files.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn kvrail(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kvrail"))
+        .args(args)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("the command starts")
+}
+
+/// Exit status 2, nothing on standard output, and these on standard error.
+fn refused(args: &[&str], parts: &[&str]) {
+    let output = kvrail(args);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+    for part in parts {
+        assert!(error.contains(part), "{args:?}: {error}\nlacks {part}");
+    }
+}
+
+/// A folder of its own under the build's, empty.
+fn scratch(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("a scratch folder");
+    folder
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for args in [&["--help"][..], &["--version"], &["run", "--help"], &["flows", "--help"]] {
+        let output = kvrail(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        assert!(!output.stdout.is_empty());
+    }
+    assert!(String::from_utf8_lossy(&kvrail(&["run", "--help"]).stdout).contains("Examples:"));
+}
+
+#[test]
+fn wrong_arguments_are_bad_input() {
+    refused(&[], &["Usage"]);
+    refused(&["fly"], &["fly"]);
+    refused(&["run"], &["FILE.yaml"]);
+    refused(&["run", "quickstart.yaml", "--threads", "0"], &["0"]);
+    refused(&["run", "quickstart.yaml", "--seed", "x"], &["x"]);
+    refused(&["models", "--dtype", "bf15"], &["bf15", "did you mean `bf16`?"]);
+    refused(&["models", "--tp", "0"], &["--tp 0"]);
+}
+
+#[test]
+fn wrong_experiments_are_bad_input() {
+    refused(&["run", "nowhere.yaml"], &["nowhere.yaml"]);
+    refused(&["check", "quickstart.yaml", "--set", "cluster.prefill.tp=3"], &["cluster.prefill", "tp 3"]);
+    refused(
+        &["check", "quickstart.yaml", "--set", "cluster.prefill.page_size=0"],
+        &["page_size", "0", "1 to"],
+    );
+    refused(&["check", "quickstart.yaml", "--set", "polcy.order=fifo"], &["polcy", "did you mean `policy`?"]);
+    refused(&["check", "quickstart.yaml", "--set", "cluster.link=400"], &["cluster.link", "no unit", "Gb/s"]);
+    refused(&["run", "quickstart.yaml", "--set", "model=Cargo.toml/"], &["model"]);
+    refused(&["check", "quickstart.yaml", "--set", "workload.path=nowhere.jsonl"], &["nowhere.jsonl"]);
+    refused(
+        &["check", "quickstart.yaml", "--set", "workload.path=Cargo.toml"],
+        &["Cargo.toml:1", "not recognised"],
+    );
+}
+
+#[test]
+fn a_model_config_without_its_fields_is_bad_input() {
+    let path = scratch("config").join("config.json");
+    std::fs::write(&path, "{\"model_type\": \"llama\"}").expect("written");
+    let set = format!("model={}", path.display());
+    refused(&["check", "quickstart.yaml", "--set", &set], &["config.json"]);
+}
+
+#[test]
+fn wrong_traces_are_bad_input() {
+    let folder = scratch("traces");
+    let good = "{\"timestamp\": 5, \"input_length\": 7, \"output_length\": 3, \"hash_ids\": [1]}\n";
+    for (name, text, parts) in [
+        ("json", format!("{good}oops\n"), &[":2", "oops"][..]),
+        ("back", format!("{good}{}", good.replace('5', "4")), &[":2", "back in time"]),
+        ("cut", format!("{good}{}", &good[..40]), &[":2", "truncated"]),
+        ("zero", good.replace("7,", "0,"), &[":1", "input_length", "0"]),
+    ] {
+        let path = folder.join(name);
+        std::fs::write(&path, text).expect("written");
+        let set = format!("workload.path={}", path.display());
+        refused(&["check", "quickstart.yaml", "--set", &set], parts);
+    }
+}
+
+#[test]
+fn check_describes_the_experiment() {
+    let set = "workload.path=traces/chat-tiny.jsonl";
+    let output = kvrail(&["check", "quickstart.yaml", "--set", set]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("153 requests") && text.contains("tiny-gqa"), "{text}");
+    assert!(!text.contains("rejected"), "the trace fits the tiny models: {text}");
+
+    // What it resolves to is an experiment, and the same one.
+    let resolved = kvrail(&["check", "quickstart.yaml", "--resolved"]);
+    let path = scratch("resolved").join("experiment.yaml");
+    std::fs::write(&path, &resolved.stdout).expect("written");
+    let again = kvrail(&["check", &path.display().to_string(), "--resolved"]);
+    assert_eq!(again.stdout, resolved.stdout);
+}
+
+#[test]
+fn models_are_listed() {
+    let output = kvrail(&["models"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text.contains("llama-3.1-70b") && text.contains("327680"), "{text}");
+}
+
+#[test]
+fn an_output_folder_that_cannot_be_made_is_the_environment() {
+    let file = scratch("blocked").join("file");
+    std::fs::write(&file, "").expect("written");
+    let output = kvrail(&["run", "quickstart.yaml", "--out", &file.join("under").display().to_string()]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    assert!(error.contains("cannot write") && error.contains("--out"), "{error}");
+}
