@@ -10,7 +10,6 @@ use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey};
 use crate::time::Time;
 use crate::transfer::{News, PagePool, PageTable, Receiver, RecvRoom};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -34,6 +33,13 @@ struct Job {
     joined: u64,
     /// Order of admission.
     order: u64,
+}
+
+impl Job {
+    /// Pages of the prompt.
+    fn prompt_table(&self, page_size: u32) -> PageTable {
+        PageTable::new(self.table.slice(0, self.request.prompt.div_ceil(page_size)).collect())
+    }
 }
 
 /// The node.
@@ -113,8 +119,9 @@ impl DecodeNode {
         let facts = memory.facts();
         let groups = self.config.parallel.dp.max(1);
         self.pools = (0..groups).map(|_| PagePool::new(self.config.pages, self.config.scatter)).collect();
-        let receiver = Receiver::new(self.config.transfer.clone(), memory, cx.fabric, self.config.queue_pairs())
-            .map_err(|why| StartError::Fabric { what: "shared receive queues", why })?;
+        let receiver =
+            Receiver::new(self.config.transfer.clone(), memory, cx.fabric, self.config.queue_pairs())
+                .map_err(|why| StartError::Fabric { what: "shared receive queues", why })?;
         self.receiver = Some(receiver);
         self.client = Client::new(Role::Decode, Some(facts), self.config.session, self.config.life);
         self.client.start(cx.now);
@@ -150,11 +157,11 @@ impl DecodeNode {
             Message::Report { key, report } => receiver.report(cx, key, report),
             Message::Abort { key, reason } => {
                 let waiting = self.jobs.get(&key).is_some_and(|job| job.phase == Phase::Waiting);
+                receiver.abort(cx, key, reason);
                 if waiting {
                     self.jobs.remove(&key);
                     self.done(key, Outcome::Failed(reason));
                 }
-                receiver.abort(cx, key, reason);
             }
             Message::Link { peer, body } => {
                 if !receiver.knows(peer) {
@@ -165,7 +172,7 @@ impl DecodeNode {
             Message::FactsOf { instance, facts: Some(facts) } => {
                 let own = receiver.memory().facts();
                 match pair(&self.config, &facts, &own) {
-                    Ok(pairing) => receiver.meet(cx, instance, Arc::new(*facts), pairing),
+                    Ok(pairing) => receiver.meet(cx, instance, pairing),
                     Err(_) => self.drop_waiting(cx, instance, Reason::Layout),
                 }
             }
@@ -188,11 +195,16 @@ impl DecodeNode {
 
     fn assign(&mut self, cx: &mut Cx<'_>, key: RoomKey, peer: InstanceId, request: Request) {
         let Some(receiver) = &mut self.receiver else { return };
-        if self.jobs.contains(&key) {
+        if let Some(job) = self.jobs.get(&key) {
+            // Again: the registry lost the room, and its page list with it.
+            if job.phase == Phase::Transfer {
+                receiver.publish(&key, &job.prompt_table(self.config.page_size));
+            }
             return;
         }
         if receiver.knows_room(&key) {
-            let outcome = self.ended.iter().rev().find(|(ended, _)| *ended == key).map(|(_, outcome)| *outcome);
+            let outcome =
+                self.ended.iter().rev().find(|(ended, _)| *ended == key).map(|(_, outcome)| *outcome);
             let outcome = outcome.unwrap_or(Outcome::Failed(Reason::Refused));
             self.client.send(&Message::Done { key, outcome });
             return;
@@ -202,8 +214,7 @@ impl DecodeNode {
         }
         // The group with most room; ties to the lowest.
         let group = (0..self.pools.len()).rev().max_by_key(|g| self.pools[*g].free()).unwrap_or(0);
-        let need = self.pages_needed(&request).max(self.most_pages(&request));
-        if request.prompt == 0 || need > self.pools[group].capacity() {
+        if request.prompt == 0 || self.config.most_pages(&request) > self.pools[group].capacity() {
             self.client.send(&Message::Abort { key, reason: Reason::NoMemory });
             receiver.abort(cx, key, Reason::NoMemory);
             self.done(key, Outcome::Failed(Reason::NoMemory));
@@ -222,19 +233,6 @@ impl DecodeNode {
         self.waiting.push_back(key);
     }
 
-    /// Pages to let a request in.
-    fn pages_needed(&self, request: &Request) -> u32 {
-        match self.config.admission {
-            Admission::Reserve => self.most_pages(request),
-            Admission::OnDemand => request.prompt.div_ceil(self.config.page_size),
-        }
-    }
-
-    /// Pages that it has at its end. The last token's KV is never written.
-    fn most_pages(&self, request: &Request) -> u32 {
-        request.prompt.saturating_add(request.output.saturating_sub(1)).div_ceil(self.config.page_size)
-    }
-
     /// Lets requests in, first come first served, for as long as there is room.
     fn admit(&mut self, cx: &mut Cx<'_>) {
         while let Some(key) = self.waiting.front().copied() {
@@ -243,7 +241,7 @@ impl DecodeNode {
                 self.waiting.pop_front();
                 continue;
             };
-            let need = self.pages_needed(&job.request);
+            let need = self.config.pages_needed(&job.request);
             let Some(job) = self.jobs.get_mut(&key) else { return };
             let pool = &mut self.pools[usize::from(job.group)];
             if self.admitted >= self.config.batch.max(1)
@@ -254,8 +252,7 @@ impl DecodeNode {
                 return;
             }
             self.waiting.pop_front();
-            let prompt = job.request.prompt.div_ceil(self.config.page_size);
-            let table = PageTable::new(job.table.slice(0, prompt).collect());
+            let table = job.prompt_table(self.config.page_size);
             let (request, peer, group, tokens) = (job.request.id, job.peer, job.group, job.request.prompt);
             job.phase = Phase::Transfer;
             self.orders += 1;
@@ -271,7 +268,9 @@ impl DecodeNode {
             .waiting
             .iter()
             .copied()
-            .filter(|key| self.jobs.get(key).is_some_and(|job| job.peer == peer && job.phase == Phase::Waiting))
+            .filter(|key| {
+                self.jobs.get(key).is_some_and(|job| job.peer == peer && job.phase == Phase::Waiting)
+            })
             .collect();
         for key in keys {
             self.jobs.remove(&key);
@@ -378,7 +377,9 @@ impl DecodeNode {
             return;
         }
         for key in std::mem::take(&mut self.joining) {
-            let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) else { continue };
+            let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) else {
+                continue;
+            };
             job.joined = self.steps;
             self.batch += 1;
             // The first token's KV is written in this step.
@@ -409,7 +410,9 @@ impl DecodeNode {
             }
             for key in entry.remove() {
                 loop {
-                    let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) else { break };
+                    let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) else {
+                        break;
+                    };
                     // The step that comes writes token `joined` + 1 of the output.
                     let last = self.steps - job.joined + 2 >= u64::from(job.request.output);
                     if self.pools[usize::from(job.group)].take(1, &mut job.table) {

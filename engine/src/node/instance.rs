@@ -1,5 +1,6 @@
 //! What prefill and decode instances have in common: configuration, memory, and getting to know peers.
 
+use super::Request;
 use super::compute::Compute;
 use crate::fabric::{Access, Error, Fabric, Memory};
 use crate::id::InstanceId;
@@ -75,7 +76,11 @@ pub enum StartError {
 
 impl InstanceConfig {
     /// Its memory, registered.
-    pub(super) fn memory(&self, fabric: &mut dyn Fabric, access: Access) -> Result<InstanceMemory, StartError> {
+    pub(super) fn memory(
+        &self,
+        fabric: &mut dyn Fabric,
+        access: Access,
+    ) -> Result<InstanceMemory, StartError> {
         let inline = fabric.limits().max_inline;
         if u64::from(inline) < crate::transfer::AUX_BYTES {
             return Err(StartError::Inline(inline));
@@ -85,10 +90,25 @@ impl InstanceConfig {
         InstanceMemory::new(fabric, layout, self.memory, self.pages, t.slots, t.rails, access)
             .map_err(|why| StartError::Fabric { what: "KV pools", why })
     }
+    /// Decode: pages to let a request in.
+    pub(super) fn pages_needed(&self, request: &Request) -> u32 {
+        match self.admission {
+            Admission::Reserve => self.most_pages(request),
+            Admission::OnDemand => request.prompt.div_ceil(self.page_size),
+        }
+    }
+    /// Decode: pages of a request at its end. The last token's KV is never written.
+    pub(super) fn most_pages(&self, request: &Request) -> u32 {
+        request.prompt.saturating_add(request.output.saturating_sub(1)).div_ceil(self.page_size)
+    }
     /// Queue pairs to so many peers as it may have.
     pub(super) fn queue_pairs(&self) -> u32 {
         let ranks = self.parallel.tp * self.parallel.pp;
-        self.peers.max(1).saturating_mul(ranks).saturating_mul(u32::from(self.transfer.rails)).saturating_mul(2)
+        self.peers
+            .max(1)
+            .saturating_mul(ranks)
+            .saturating_mul(u32::from(self.transfer.rails))
+            .saturating_mul(2)
     }
 }
 
@@ -116,11 +136,7 @@ impl Peers {
 }
 
 /// The pairing of this side with a peer.
-pub(super) fn pair(
-    config: &InstanceConfig,
-    src: &Facts,
-    dst: &Facts,
-) -> Result<Arc<Pairing>, PairingError> {
+pub(super) fn pair(config: &InstanceConfig, src: &Facts, dst: &Facts) -> Result<Arc<Pairing>, PairingError> {
     let t = &config.transfer;
     Pairing::new(&config.model, config.dtype, src, dst, t.replica, t.rails).map(Arc::new)
 }

@@ -200,7 +200,8 @@ impl PrefillNode {
         if job.placed {
             return true;
         }
-        let (pool, cache) = (&mut self.pools[usize::from(job.group)], &mut self.caches[usize::from(job.group)]);
+        let (pool, cache) =
+            (&mut self.pools[usize::from(job.group)], &mut self.caches[usize::from(job.group)]);
         let pages = job.request.prompt.div_ceil(self.config.page_size);
         let mut hits = 0;
         if self.config.prefix_cache && BLOCK_TOKENS.is_multiple_of(self.config.page_size) {
@@ -289,7 +290,9 @@ impl PrefillNode {
         let step = self.step.as_ref()?;
         let layers = u64::from(self.config.model.layers.max(1));
         let upto = match self.config.transfer.granularity {
-            Granularity::LayerWise { layers: n } => (u64::from(step.layers) + u64::from(n.max(1))).min(layers),
+            Granularity::LayerWise { layers: n } => {
+                (u64::from(step.layers) + u64::from(n.max(1))).min(layers)
+            }
             Granularity::Request | Granularity::Chunk => layers,
         };
         let after = u128::from(step.span.0) * u128::from(upto) / u128::from(layers);
@@ -377,7 +380,8 @@ impl PrefillNode {
             return;
         }
         let Some(job) = self.jobs.remove(key) else { return };
-        let (pool, cache) = (&mut self.pools[usize::from(job.group)], &mut self.caches[usize::from(job.group)]);
+        let (pool, cache) =
+            (&mut self.pools[usize::from(job.group)], &mut self.caches[usize::from(job.group)]);
         for id in &job.request.blocks[..job.shared] {
             cache.put(*id);
         }
@@ -416,7 +420,10 @@ impl PrefillNode {
     /// Gives the fabric's objects back once nothing is outstanding.
     fn close(&mut self, cx: &mut Cx<'_>) {
         if self.leaving
-            && self.sender.as_ref().is_some_and(|sender| sender.held().rooms == 0 && sender.held().queue_pairs == 0)
+            && self
+                .sender
+                .as_ref()
+                .is_some_and(|sender| sender.held().rooms == 0 && sender.held().queue_pairs == 0)
             && let Some(mut sender) = self.sender.take()
         {
             // Everything was given back in order; what a broken device refuses is gone with the process.

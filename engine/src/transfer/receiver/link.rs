@@ -8,7 +8,7 @@ use super::room::State as RoomState;
 use crate::fabric::{Access, Error, Fabric, QpSpec, QpState, Rtr, Step};
 use crate::id::{InstanceId, PortId, QpId};
 use crate::node::{Cx, Reason};
-use crate::registry::{Endpoints, Facts, LinkBody, Message, RoomKey};
+use crate::registry::{Endpoints, LinkBody, Message, RoomKey};
 use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,6 @@ enum State {
 /// All queue pairs to one prefill instance.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
-    pub facts: Arc<Facts>,
     pub pairing: Arc<Pairing>,
     pub qps: Vec<QpId>,
     pub rooms: Vec<u32>,
@@ -35,9 +34,8 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(facts: Arc<Facts>, pairing: Arc<Pairing>) -> Self {
+    pub(super) fn new(pairing: Arc<Pairing>) -> Self {
         Self {
-            facts,
             pairing,
             qps: Vec::new(),
             rooms: Vec::new(),
@@ -257,6 +255,22 @@ impl Receiver {
                 self.qps.remove(&qp);
                 let _ = cx.fabric.destroy_qp(qp);
             }
+        }
+    }
+}
+
+impl Receiver {
+    /// A restarted registry lost what it had not passed on: links under way begin anew. Page lists of live rooms go with the
+    /// room's next Assign, see [`Receiver::publish_again`].
+    pub fn say_again(&mut self, cx: &mut Cx<'_>) {
+        let offered: Vec<InstanceId> = self
+            .links
+            .iter()
+            .filter(|(_, link)| link.state == State::Offered)
+            .map(|(peer, _)| *peer)
+            .collect();
+        for peer in offered {
+            self.offer(cx, peer);
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::fabric::{Completion, Error, Event, Fabric, Recv, SrqSpec};
 use crate::id::{CqId, InstanceId, QpId, SrqId, WrId};
 use crate::map::Map;
 use crate::node::{Cx, Reason};
-use crate::registry::{Facts, RoomKey};
+use crate::registry::RoomKey;
 use crate::time::Time;
 use crate::timers::Timers;
 use link::Link;
@@ -170,11 +170,11 @@ impl Receiver {
     }
 
     /// A peer's facts: a link to it can be offered.
-    pub fn meet(&mut self, cx: &mut Cx<'_>, peer: InstanceId, facts: Arc<Facts>, pairing: Arc<Pairing>) {
+    pub fn meet(&mut self, cx: &mut Cx<'_>, peer: InstanceId, pairing: Arc<Pairing>) {
         if self.links.contains_key(&peer) {
             return;
         }
-        self.links.insert(peer, Link::new(facts, pairing));
+        self.links.insert(peer, Link::new(pairing));
         if self.asked.contains(&peer) {
             self.asked.retain(|other| *other != peer);
             self.offer(cx, peer);

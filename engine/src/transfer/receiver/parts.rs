@@ -27,9 +27,6 @@ impl PartSet {
         self.len += u16::from(new);
         new
     }
-    pub(super) fn len(&self) -> u16 {
-        self.len
-    }
     /// Its members, ascending.
     pub(super) fn iter(&self) -> impl Iterator<Item = u16> + '_ {
         let words = std::iter::once(self.low).chain(self.high.iter().copied());
@@ -73,7 +70,7 @@ mod tests {
             for part in parts {
                 prop_assert_eq!(set.insert(part), want.insert(part));
             }
-            prop_assert_eq!(set.len() as usize, want.len());
+            prop_assert_eq!(usize::from(set.len), want.len());
             prop_assert_eq!(set.iter().collect::<Vec<_>>(), want.iter().copied().collect::<Vec<_>>());
             let whole = want.iter().copied().eq(0..want.len() as u16);
             prop_assert_eq!(set.is_all_of(want.len() as u16), whole);

@@ -115,7 +115,6 @@ impl Receiver {
             self.refill(cx.fabric);
         }
         let key = spec.key;
-        let (group, tokens) = (spec.group, spec.tokens);
         let Some(link) = self.links.get_mut(&spec.peer) else { return false };
         let pairing = &link.pairing;
         let ranks: Vec<Vec<Source>> = pairing
@@ -123,7 +122,6 @@ impl Receiver {
             .iter()
             .map(|feeds| pairing.feeds[feeds.clone()].iter().map(|feed| Source::new(feed.src)).collect())
             .collect();
-        let fence_epoch = link.fence_epoch;
         let generation = self.slots[usize::from(slot)].0;
         let room = Room {
             undone: ranks.iter().map(|sources| sources.len() as u32).sum(),
@@ -148,26 +146,7 @@ impl Receiver {
         self.rooms[index as usize] = Some(room);
         self.by_key.insert(key, index);
         self.slots[usize::from(slot)].1 = Some(index);
-        let (credits, _) = self.credits();
-        let mut offset = 0;
-        for runs in table.runs().chunks(RUNS_PER_LIST) {
-            let pages: Vec<PageRun> = runs.to_vec();
-            let count: u32 = pages.iter().map(|run| run.count).sum();
-            let list = PageList {
-                key,
-                fence_epoch,
-                slot,
-                generation,
-                group,
-                credits,
-                tokens,
-                offset,
-                total: table.len(),
-                pages,
-            };
-            offset += count;
-            self.news.push_back(News::Tell(Message::Publish(list)));
-        }
+        self.publish(&key, table);
         let deadline = self.config.room_deadline;
         self.timers.arm(key, cx.now + deadline);
         if !self.config.rules.receive_credits {
@@ -175,6 +154,34 @@ impl Receiver {
             self.timers.arm(key, cx.now + Span::ms(1));
         }
         true
+    }
+
+    /// Tells prefill where it wants a live room's KV.
+    pub fn publish(&mut self, key: &RoomKey, table: &PageTable) {
+        let Some(room) = self.by_key.get(key).and_then(|index| self.rooms[*index as usize].as_ref()) else {
+            return;
+        };
+        let fence_epoch = self.links.get(&room.spec.peer).map_or(0, |link| link.fence_epoch);
+        let (credits, _) = self.credits();
+        let mut offset = 0;
+        for runs in table.runs().chunks(RUNS_PER_LIST) {
+            let pages: Vec<PageRun> = runs.to_vec();
+            let count: u32 = pages.iter().map(|run| run.count).sum();
+            let list = PageList {
+                key: *key,
+                fence_epoch,
+                slot: room.slot,
+                generation: room.generation,
+                group: room.spec.group,
+                credits,
+                tokens: room.spec.tokens,
+                offset,
+                total: table.len(),
+                pages,
+            };
+            offset += count;
+            self.news.push_back(News::Tell(Message::Publish(list)));
+        }
     }
 
     /// A receive completed.

@@ -411,8 +411,12 @@ impl Sender {
 impl Sender {
     /// A restarted registry knows nothing of handshakes under way: every link that is not up begins anew.
     pub fn ask_again(&mut self) {
-        let down: Vec<InstanceId> =
-            self.links.iter().filter(|(_, link)| !link.is_up() && !link.gone).map(|(peer, _)| *peer).collect();
+        let down: Vec<InstanceId> = self
+            .links
+            .iter()
+            .filter(|(_, link)| !link.is_up() && !link.gone)
+            .map(|(peer, _)| *peer)
+            .collect();
         for peer in down {
             self.ask(peer);
         }

@@ -59,9 +59,6 @@ impl Part {
     pub(super) fn extras(&self) -> u64 {
         u64::from(self.seal.is_some()) + u64::from(self.aux)
     }
-    pub(super) fn requests(&self) -> u64 {
-        self.window.end - self.window.start + self.extras()
-    }
 }
 
 /// A room's parts on one port, as the order policy sees them.
