@@ -218,13 +218,7 @@ fn topology() -> impl Strategy<Value = Topology> {
     let star = (2u32..9).prop_map(|ports| Topology::star(ports, 400.0, 1_000_000).expect("star"));
     let direct = (1u32..3).prop_map(|cables| Topology::direct(cables, 200.0, 500_000).expect("direct"));
     let leaf_spine = (1u32..4, 1u32..4, 1u32..4, 1.0f64..4.0).prop_map(|(leaves, spines, per, over)| {
-        let spec = LeafSpine {
-            leaves,
-            spines,
-            port_gbps: 100.0,
-            oversubscription: over,
-            latency: 600_000,
-        };
+        let spec = LeafSpine { leaves, spines, port_gbps: 100.0, oversubscription: over, latency: 600_000 };
         Topology::leaf_spine(&spec, per).expect("leaf-spine")
     });
     let host_side = (2u32..7, 1.0f64..3.0).prop_map(|(ports, gen5)| {
@@ -296,7 +290,7 @@ fn play(topology: &Topology, ops: &[Op]) -> Pair {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(192))]
+    #![proptest_config(ProptestConfig::with_cases(600))]
 
     #[test]
     fn rates_and_bytes_are_those_of_progressive_filling(

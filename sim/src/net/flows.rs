@@ -8,7 +8,7 @@ use std::io::BufRead;
 
 use thiserror::Error;
 
-use super::{Done, Fluid, FlowSpec, NetError, Network, Topology, TopologyError};
+use super::{Done, FlowSpec, Fluid, NetError, Network, Topology, TopologyError};
 
 /// Why flows could not be run.
 #[derive(Debug, Error)]
@@ -58,19 +58,19 @@ pub enum FlowsError {
     #[error("latency {0} us: use a number from 0 to 1e9")]
     Latency(f64),
     /// Flows that never end.
-    #[error("{0} flows never end: the links have no capacity; give them a speed above 0 Gb/s")]
-    Stuck(usize),
+    #[error("{flows} flows never end at {gbps} Gb/s: use a higher speed")]
+    Stuck {
+        /// How many.
+        flows: usize,
+        /// Speed of each link.
+        gbps: f64,
+    },
 }
 
 /// Runs the flows of a text on a star of `hosts` hosts, each with one link up and one link down of
 /// `gbps` gigabits per second and `latency_us` microseconds, and returns how long each took,
 /// in seconds from its start, in the order of the lines. Both latencies are part of it.
-pub fn run(
-    mut reader: impl BufRead,
-    hosts: u32,
-    gbps: f64,
-    latency_us: f64,
-) -> Result<Vec<f64>, FlowsError> {
+pub fn run(mut reader: impl BufRead, hosts: u32, gbps: f64, latency_us: f64) -> Result<Vec<f64>, FlowsError> {
     if !(0.0..=1e9).contains(&latency_us) {
         return Err(FlowsError::Latency(latency_us));
     }
@@ -111,7 +111,7 @@ pub fn run(
         record(&mut done, &starts, &mut seconds);
     }
     if net.flows() > 0 {
-        return Err(FlowsError::Stuck(net.flows()));
+        return Err(FlowsError::Stuck { flows: net.flows(), gbps });
     }
     Ok(seconds)
 }
@@ -127,19 +127,13 @@ struct Line {
 /// Latest start: half of what picoseconds in a u64 can hold, so that ends have room.
 const LATEST: u64 = u64::MAX / 4;
 
-fn parse(
-    line: usize,
-    text: &[u8],
-    hosts: u32,
-    last: Option<u64>,
-) -> Result<Option<Line>, FlowsError> {
+fn parse(line: usize, text: &[u8], hosts: u32, last: Option<u64>) -> Result<Option<Line>, FlowsError> {
     let mut words = text.split(|b| b.is_ascii_whitespace()).filter(|word| !word.is_empty());
     let Some(first) = words.next() else { return Ok(None) };
     if first[0] == b'#' {
         return Ok(None);
     }
-    let (Some(src), Some(dst), Some(bytes), None) =
-        (words.next(), words.next(), words.next(), words.next())
+    let (Some(src), Some(dst), Some(bytes), None) = (words.next(), words.next(), words.next(), words.next())
     else {
         let words = text.split(|b| b.is_ascii_whitespace()).filter(|word| !word.is_empty()).count();
         return Err(FlowsError::Words { line, words, text: shown(text) });

@@ -177,8 +177,7 @@ impl MaxMin {
 
     /// Adds a class of weight 0 and returns its place; places of removed classes are used again.
     pub(super) fn add(&mut self, path: &[LinkId], limit: f64) -> u32 {
-        let class =
-            Class { level: 0.0, weight: 0.0, limit, bottleneck: NONE, round: 0 };
+        let class = Class { level: 0.0, weight: 0.0, limit, bottleneck: NONE, round: 0 };
         let mut route = Route { links: [0; MAX_HOPS], places: [0; MAX_HOPS], len: path.len() as u8 };
         let at = match self.free.pop() {
             Some(at) => at,

@@ -8,8 +8,8 @@
 //! Times are whole picoseconds, capacities and caps are bytes per second. Nothing here depends on
 //! the machine: only `+ - * /` on `f64`, and no iteration over hash maps.
 
-mod fluid;
 pub mod flows;
+mod fluid;
 mod max_min;
 mod min_tree;
 mod topology;
