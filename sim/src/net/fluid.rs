@@ -65,6 +65,46 @@ impl Ord for Target {
     }
 }
 
+/// The targets of a class. Most classes have few flows, so the nearest lies apart and costs no
+/// allocation.
+#[derive(Clone, Debug, Default)]
+struct Targets {
+    first: Option<Target>,
+    rest: BinaryHeap<Target>,
+}
+
+impl Targets {
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.rest.len()
+    }
+
+    fn push(&mut self, target: Target) {
+        match &mut self.first {
+            None => self.first = Some(target),
+            Some(first) if target > *first => self.rest.push(std::mem::replace(first, target)),
+            Some(_) => self.rest.push(target),
+        }
+    }
+
+    fn pop(&mut self) {
+        self.first = self.rest.pop();
+    }
+
+    fn clear(&mut self) {
+        self.first = None;
+        self.rest.clear();
+    }
+
+    /// Keeps the entries that `keep` is true for, which may change them.
+    fn rebuild(&mut self, mut keep: impl FnMut(&mut Target) -> bool) {
+        let mut all = std::mem::take(&mut self.rest).into_vec();
+        all.extend(self.first.take());
+        all.retain_mut(|target| keep(target));
+        self.rest = BinaryHeap::from(all);
+        self.first = self.rest.pop();
+    }
+}
+
 /// A flow that starts later; the earliest comes out first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Later {
@@ -96,11 +136,9 @@ struct Class {
     rate: f64,
     /// Flows, the entries of `targets` that were cancelled or moved apart.
     live: u32,
-    targets: BinaryHeap<Target>,
-    /// In the list of classes whose flows changed.
+    targets: Targets,
+    /// Its flows changed and its next end was not worked out since.
     queued: bool,
-    /// Solve at which its next end was last worked out.
-    timed: u64,
 }
 
 impl Class {
@@ -123,7 +161,6 @@ pub struct Fluid {
     ends: MinTree,
     now: u64,
     seq: u64,
-    solves: u64,
     /// Classes whose flows changed since the last solve.
     queue: Vec<u32>,
     /// A capacity changed since the last solve.
@@ -135,7 +172,8 @@ pub struct Fluid {
 impl Fluid {
     /// An idle network at instant 0.
     pub fn new(topology: Topology) -> Self {
-        let sharing = MaxMin::new(topology.links().iter().map(|link| link.capacity / PS));
+        let capacities = topology.links().iter().map(|link| link.capacity / PS);
+        let sharing = MaxMin::new(capacities, topology.longest_path());
         Fluid {
             topology,
             sharing,
@@ -147,7 +185,6 @@ impl Fluid {
             ends: MinTree::new(),
             now: 0,
             seq: 0,
-            solves: 0,
             queue: Vec::new(),
             relinked: false,
             ready: Vec::new(),
@@ -255,9 +292,8 @@ impl Fluid {
                 since: self.now,
                 rate: 0.0,
                 live: 0,
-                targets: BinaryHeap::new(),
+                targets: Targets::default(),
                 queued: false,
-                timed: 0,
             });
         } else {
             let class = &mut self.classes[at as usize];
@@ -290,7 +326,7 @@ impl Fluid {
         // What stays of it in the heap is dropped when it comes up, or here when there is much.
         if class.targets.len() > 2 * class.live as usize + 32 {
             let flows = &self.flows;
-            class.targets.retain(|entry| is_live(flows, at, entry));
+            class.targets.rebuild(|entry| is_live(flows, at, entry));
         }
         let left = target - class.service;
         self.enqueue(at);
@@ -305,13 +341,15 @@ impl Fluid {
         if class.service > REBASE {
             let base = class.service;
             class.service = 0.0;
-            let mut targets = std::mem::take(&mut class.targets).into_vec();
-            targets.retain(|entry| is_live(&self.flows, at, entry));
-            for entry in &mut targets {
+            let flows = &mut self.flows;
+            class.targets.rebuild(|entry| {
+                let live = is_live(flows, at, entry);
                 entry.at -= base;
-                self.flows[entry.slot as usize].target = entry.at;
-            }
-            class.targets = BinaryHeap::from(targets);
+                if live {
+                    flows[entry.slot as usize].target = entry.at;
+                }
+                live
+            });
         }
     }
 
@@ -321,16 +359,14 @@ impl Fluid {
             return;
         }
         self.relinked = false;
-        self.solves += 1;
         for i in 0..self.queue.len() {
             let at = self.queue[i];
             let class = &mut self.classes[at as usize];
-            class.queued = false;
             if class.live > 0 {
                 self.sharing.set_weight(at, f64::from(class.live) * class.weight);
             } else {
                 class.targets.clear();
-                class.timed = self.solves;
+                class.queued = false;
                 self.index.remove(&class.key);
                 self.ends.set(at as usize, MinTree::NEVER);
                 self.sharing.remove(at);
@@ -342,11 +378,11 @@ impl Fluid {
             self.settle(at);
             let class = &mut self.classes[at as usize];
             class.rate = class.weight * self.sharing.level(at);
-            class.timed = self.solves;
+            class.queued = false;
             self.retime(at);
         }
         while let Some(at) = self.queue.pop() {
-            if self.classes[at as usize].timed != self.solves {
+            if std::mem::take(&mut self.classes[at as usize].queued) {
                 self.retime(at);
             }
         }
@@ -355,12 +391,12 @@ impl Fluid {
     /// Works out when the next flow of a class ends.
     fn retime(&mut self, at: u32) {
         let class = &mut self.classes[at as usize];
-        while let Some(top) = class.targets.peek()
-            && !is_live(&self.flows, at, top)
+        while let Some(top) = class.targets.first
+            && !is_live(&self.flows, at, &top)
         {
             class.targets.pop();
         }
-        let end = match class.targets.peek() {
+        let end = match class.targets.first {
             Some(top) if class.rate > 0.0 => {
                 // A flow with bytes left never ends at the instant of a solve: what ends now was
                 // taken out before.
@@ -378,7 +414,9 @@ impl Fluid {
         let mut first = true;
         loop {
             let class = &mut self.classes[at as usize];
-            let Some(&top) = class.targets.peek() else { break };
+            let Some(top) = class.targets.first else {
+                break;
+            };
             if is_live(&self.flows, at, &top) {
                 if !first && top.at - class.service > class.rate * CLOSE {
                     break;

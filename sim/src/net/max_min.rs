@@ -11,7 +11,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use super::topology::{LinkId, MAX_HOPS};
+use super::topology::LinkId;
 
 /// Relative difference below which two levels, or a load and a capacity, count as equal: far above
 /// the rounding of sums over thousands of classes, far below anything a result shows.
@@ -26,7 +26,7 @@ const NONE: u32 = u32::MAX;
 /// Bottleneck of a class which its own limit holds back.
 const LIMIT: u32 = u32::MAX - 1;
 
-/// What the scans over a link's classes read; the rest is in [`Route`].
+/// What the scans over a link's classes read; its path is in `hops`.
 #[derive(Clone, Debug)]
 struct Class {
     /// Rate per unit of weight, bytes per picosecond.
@@ -39,14 +39,16 @@ struct Class {
     bottleneck: u32,
     /// Round in which it was last filled again.
     round: u32,
+    /// Links of its path.
+    len: u32,
 }
 
-#[derive(Clone, Debug)]
-struct Route {
-    links: [u32; MAX_HOPS],
-    /// Place of the class in the list of each of those links.
-    places: [u32; MAX_HOPS],
-    len: u8,
+/// A link of a class's path.
+#[derive(Clone, Copy, Debug)]
+struct Hop {
+    link: u32,
+    /// Place of the class in the link's list.
+    place: u32,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -149,7 +151,9 @@ impl Ord for Share {
 pub(super) struct MaxMin {
     links: Vec<Link>,
     classes: Vec<Class>,
-    routes: Vec<Route>,
+    /// Paths, each in `stride` places.
+    hops: Vec<Hop>,
+    stride: usize,
     free: Vec<u32>,
     dirty_links: Vec<u32>,
     dirty_classes: Vec<u32>,
@@ -169,34 +173,41 @@ pub(super) struct MaxMin {
 }
 
 impl MaxMin {
-    /// A solver over links of these capacities, without classes.
-    pub(super) fn new(capacities: impl Iterator<Item = f64>) -> Self {
+    /// A solver over links of these capacities, without classes; no path crosses more than
+    /// `longest` links.
+    pub(super) fn new(capacities: impl Iterator<Item = f64>, longest: usize) -> Self {
         let links = capacities.map(|capacity| Link { capacity, ..Link::default() }).collect();
-        MaxMin { links, ..MaxMin::default() }
+        MaxMin { links, stride: longest, ..MaxMin::default() }
     }
 
     /// Adds a class of weight 0 and returns its place; places of removed classes are used again.
     pub(super) fn add(&mut self, path: &[LinkId], limit: f64) -> u32 {
-        let class = Class { level: 0.0, weight: 0.0, limit, bottleneck: NONE, round: 0 };
-        let mut route = Route { links: [0; MAX_HOPS], places: [0; MAX_HOPS], len: path.len() as u8 };
+        let class =
+            Class { level: 0.0, weight: 0.0, limit, bottleneck: NONE, round: 0, len: path.len() as u32 };
         let at = match self.free.pop() {
-            Some(at) => at,
-            None => self.classes.len() as u32,
+            Some(at) => {
+                self.classes[at as usize] = class;
+                at
+            }
+            None => {
+                self.classes.push(class);
+                let end = self.classes.len() * self.stride;
+                self.hops.resize(end, Hop { link: 0, place: 0 });
+                self.classes.len() as u32 - 1
+            }
         };
-        for (hop, link) in path.iter().enumerate() {
+        let first = at as usize * self.stride;
+        for (hop, link) in self.hops[first..].iter_mut().zip(path) {
             let classes = &mut self.links[link.0 as usize].classes;
-            route.links[hop] = link.0;
-            route.places[hop] = classes.len() as u32;
+            *hop = Hop { link: link.0, place: classes.len() as u32 };
             classes.push(at);
         }
-        if at as usize == self.classes.len() {
-            self.classes.push(class);
-            self.routes.push(route);
-        } else {
-            self.classes[at as usize] = class;
-            self.routes[at as usize] = route;
-        }
         at
+    }
+
+    fn hops(&self, at: u32) -> std::ops::Range<usize> {
+        let first = at as usize * self.stride;
+        first..first + self.classes[at as usize].len as usize
     }
 
     /// Sets the weight of all flows of a class together, above 0.
@@ -222,17 +233,14 @@ impl MaxMin {
             self.links[bottleneck as usize].held -= 1;
         }
         self.load_changed(at, -less);
-        for hop in 0..usize::from(self.routes[at as usize].len) {
-            let route = &self.routes[at as usize];
-            let (link, place) = (route.links[hop], route.places[hop]);
+        for hop in self.hops(at) {
+            let Hop { link, place } = self.hops[hop];
             let state = &mut self.links[link as usize];
             state.classes.swap_remove(place as usize);
             if let Some(&moved) = state.classes.get(place as usize) {
-                let route = &mut self.routes[moved as usize];
-                for other in 0..usize::from(route.len) {
-                    if route.links[other] == link {
-                        route.places[other] = place;
-                    }
+                let hops = self.hops(moved);
+                for hop in self.hops[hops].iter_mut().filter(|hop| hop.link == link) {
+                    hop.place = place;
                 }
             } else if state.classes.is_empty() {
                 state.used = 0.0;
@@ -256,8 +264,8 @@ impl MaxMin {
     }
 
     fn load_changed(&mut self, at: u32, more: f64) {
-        for hop in 0..usize::from(self.routes[at as usize].len) {
-            let link = self.routes[at as usize].links[hop];
+        for hop in self.hops(at) {
+            let link = self.hops[hop].link;
             self.links[link as usize].used += more;
             self.mark(link);
         }
@@ -364,16 +372,17 @@ impl MaxMin {
             self.links[bottleneck as usize].held -= 1;
         }
         let first = self.crossings.len() as u32;
-        let len = u32::from(self.routes[at as usize].len);
         let load = weight * level;
-        for hop in 0..len {
-            let slot = self.touch(self.routes[at as usize].links[hop as usize]);
+        let hops = self.hops(at);
+        let len = hops.len() as u32;
+        for (crossing, hop) in (first..).zip(hops) {
+            let slot = self.touch(self.hops[hop].link);
             let state = &mut self.touched[slot as usize];
             state.spare += load;
             state.spare_weight += weight;
             state.spare_open += 1;
-            self.crossings.push(Crossing { slot, active, next: state.crossing });
-            state.crossing = first + hop;
+            let next = std::mem::replace(&mut state.crossing, crossing);
+            self.crossings.push(Crossing { slot, active, next });
         }
         self.active.push(Active { class: at, first, len, bottleneck: NONE, weight, level });
     }

@@ -347,6 +347,14 @@ impl Topology {
         self.ports.get_mut(port as usize).ok_or(TopologyError::NoPort { port, ports })
     }
 
+    /// Most links that any path of this topology crosses.
+    pub(super) fn longest_path(&self) -> usize {
+        let middle = if matches!(self.core, Core::LeafSpine { .. }) { 4 } else { 2 };
+        let longest = self.longest[0] + self.longest[1] + self.longest[2].max(middle);
+        let routes = self.routes.values().map(|path| path.links().len()).max();
+        longest.max(routes.unwrap_or(0))
+    }
+
     /// Number of ports; they are numbered from 0.
     pub fn ports(&self) -> u32 {
         self.ports.len() as u32
