@@ -1,7 +1,7 @@
 //! Flows in time: who joins, who ends, and when.
 
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use rustc_hash::FxBuildHasher;
 
@@ -39,10 +39,12 @@ struct ClassKey {
 struct Flow {
     /// Number of its start, or [`FREE`].
     seq: u64,
-    spec: FlowSpec,
-    class: u32,
     /// Service of its class at which it ends, bytes.
     target: f64,
+    /// All its bytes.
+    bytes: f64,
+    class: u32,
+    tag: u32,
 }
 
 /// Where a flow of a class ends; the nearest comes out first, then the earliest started.
@@ -128,7 +130,6 @@ impl Ord for Later {
 #[derive(Clone, Debug)]
 struct Class {
     key: ClassKey,
-    weight: f64,
     /// Bytes that each flow which was always there had carried at `since`.
     service: f64,
     since: u64,
@@ -142,6 +143,11 @@ struct Class {
 }
 
 impl Class {
+    /// Of each flow.
+    fn weight(&self) -> f64 {
+        f64::from_bits(self.key.weight)
+    }
+
     fn service_at(&self, now: u64) -> f64 {
         self.service + self.rate * (now - self.since) as f64
     }
@@ -157,6 +163,8 @@ pub struct Fluid {
     flows: Vec<Flow>,
     free: Vec<u32>,
     later: BinaryHeap<Later>,
+    /// What the flows asked for that start later, by number.
+    waiting: BTreeMap<u64, FlowSpec>,
     /// Next end of each class.
     ends: MinTree,
     now: u64,
@@ -182,6 +190,7 @@ impl Fluid {
             flows: Vec::new(),
             free: Vec::new(),
             later: BinaryHeap::new(),
+            waiting: BTreeMap::new(),
             ends: MinTree::new(),
             now: 0,
             seq: 0,
@@ -219,7 +228,7 @@ impl Fluid {
     fn insert(&mut self, spec: &FlowSpec) -> FlowId {
         let seq = self.seq;
         self.seq += 1;
-        let flow = Flow { seq, spec: *spec, class: WAITING, target: 0.0 };
+        let flow = Flow { seq, target: 0.0, bytes: spec.bytes, class: WAITING, tag: spec.tag };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.flows[slot as usize] = flow;
@@ -246,27 +255,29 @@ impl Fluid {
     fn finish(&mut self, slot: u32) {
         let flow = &self.flows[slot as usize];
         let id = FlowId { seq: flow.seq, slot };
-        self.ready.push(Done { at: self.now, flow: id, tag: flow.spec.tag });
+        self.ready.push(Done { at: self.now, flow: id, tag: flow.tag });
         self.free_flow(slot);
     }
 
-    /// Lets a flow take part with `bytes` still to carry.
-    fn join(&mut self, slot: u32, path: &Path, bytes: f64) {
+    /// Lets a flow take part with all its bytes.
+    fn join(&mut self, slot: u32, spec: &FlowSpec, path: &Path) {
+        let key = ClassKey {
+            ports: u64::from(spec.src) << 32 | u64::from(spec.dst),
+            choice: path.choice(),
+            weight: spec.weight.to_bits(),
+            cap: spec.cap.to_bits(),
+        };
+        self.join_class(slot, key, path.links(), spec.bytes);
+    }
+
+    fn join_class(&mut self, slot: u32, key: ClassKey, links: &[LinkId], bytes: f64) {
         if bytes <= 0.0 {
             self.finish(slot);
             return;
         }
-        let spec = &self.flows[slot as usize].spec;
-        let (weight, cap) = (spec.weight, spec.cap);
-        let key = ClassKey {
-            ports: u64::from(spec.src) << 32 | u64::from(spec.dst),
-            choice: path.choice(),
-            weight: weight.to_bits(),
-            cap: cap.to_bits(),
-        };
         let at = match self.index.get(&key) {
             Some(&at) => at,
-            None => self.add_class(key, path, weight, cap),
+            None => self.add_class(key, links),
         };
         self.settle(at);
         let class = &mut self.classes[at as usize];
@@ -279,15 +290,15 @@ impl Fluid {
         self.enqueue(at);
     }
 
-    fn add_class(&mut self, key: ClassKey, path: &Path, weight: f64, cap: f64) -> u32 {
+    fn add_class(&mut self, key: ClassKey, links: &[LinkId]) -> u32 {
+        let (weight, cap) = (f64::from_bits(key.weight), f64::from_bits(key.cap));
         // A path without links carries everything at once; a finite rate keeps sums finite.
-        let cap = if path.links().is_empty() { cap.min(MAX_CAPACITY) } else { cap };
-        let at = self.sharing.add(path.links(), cap / PS / weight);
+        let cap = if links.is_empty() { cap.min(MAX_CAPACITY) } else { cap };
+        let at = self.sharing.add(links, cap / PS / weight);
         if at as usize == self.classes.len() {
             self.ends.reserve(at as usize);
             self.classes.push(Class {
                 key,
-                weight,
                 service: 0.0,
                 since: self.now,
                 rate: 0.0,
@@ -298,7 +309,6 @@ impl Fluid {
         } else {
             let class = &mut self.classes[at as usize];
             class.key = key;
-            class.weight = weight;
             class.service = 0.0;
             class.since = self.now;
             class.rate = 0.0;
@@ -363,7 +373,7 @@ impl Fluid {
             let at = self.queue[i];
             let class = &mut self.classes[at as usize];
             if class.live > 0 {
-                self.sharing.set_weight(at, f64::from(class.live) * class.weight);
+                self.sharing.set_weight(at, f64::from(class.live) * class.weight());
             } else {
                 class.targets.clear();
                 class.queued = false;
@@ -377,7 +387,7 @@ impl Fluid {
             let at = self.sharing.changed()[i];
             self.settle(at);
             let class = &mut self.classes[at as usize];
-            class.rate = class.weight * self.sharing.level(at);
+            class.rate = class.weight() * self.sharing.level(at);
             class.queued = false;
             self.retime(at);
         }
@@ -454,14 +464,11 @@ impl Fluid {
                 && later.at <= next
             {
                 self.later.pop();
-                let flow = &self.flows[later.slot as usize];
-                if flow.seq != later.seq {
-                    continue;
-                }
-                let spec = flow.spec;
-                match self.topology.path(spec.src, spec.dst, spec.label) {
-                    Some(path) => self.join(later.slot, &path, spec.bytes),
-                    None => self.free_flow(later.slot),
+                // A flow that was cancelled waits no more, and a path that was there stays.
+                if let Some(spec) = self.waiting.remove(&later.seq)
+                    && let Some(path) = self.topology.path(spec.src, spec.dst, spec.label)
+                {
+                    self.join(later.slot, &spec, &path);
                 }
             }
         }
@@ -474,7 +481,7 @@ impl Network for Fluid {
         let path = self.check(flow)?;
         self.play(now);
         let id = self.insert(flow);
-        self.join(id.slot, &path, flow.bytes);
+        self.join(id.slot, flow, &path);
         Ok(id)
     }
 
@@ -483,8 +490,9 @@ impl Network for Fluid {
         self.play(now);
         let id = self.insert(flow);
         if at <= self.now {
-            self.join(id.slot, &path, flow.bytes);
+            self.join(id.slot, flow, &path);
         } else {
+            self.waiting.insert(id.seq, *flow);
             self.later.push(Later { at, seq: id.seq, slot: id.slot });
         }
         Ok(id)
@@ -496,7 +504,7 @@ impl Network for Fluid {
         }
         self.resolve();
         while let Some(later) = self.later.peek()
-            && self.flows[later.slot as usize].seq != later.seq
+            && !self.waiting.contains_key(&later.seq)
         {
             self.later.pop();
         }
@@ -516,8 +524,13 @@ impl Network for Fluid {
     fn cancel(&mut self, now: u64, flow: FlowId) -> Result<f64, NetError> {
         self.play(now);
         let state = self.find(flow)?;
-        let bytes = state.spec.bytes;
-        let left = if state.class == WAITING { bytes } else { self.leave(flow.slot) };
+        let bytes = state.bytes;
+        let left = if state.class == WAITING {
+            self.waiting.remove(&flow.seq);
+            bytes
+        } else {
+            self.leave(flow.slot)
+        };
         self.free_flow(flow.slot);
         Ok((bytes - left).max(0.0))
     }
@@ -529,7 +542,7 @@ impl Network for Fluid {
             return Ok(0.0);
         }
         let left = state.target - self.classes[state.class as usize].service_at(self.now);
-        Ok((state.spec.bytes - left.max(0.0)).max(0.0))
+        Ok((state.bytes - left.max(0.0)).max(0.0))
     }
 
     fn rate(&mut self, now: u64, flow: FlowId) -> Result<f64, NetError> {
@@ -543,18 +556,20 @@ impl Network for Fluid {
     fn reshape(&mut self, now: u64, flow: FlowId, weight: f64, cap: f64) -> Result<(), NetError> {
         check_shape(weight, cap)?;
         self.play(now);
-        let spec = self.find(flow)?.spec;
-        if weight.to_bits() == spec.weight.to_bits() && cap.to_bits() == spec.cap.to_bits() {
+        let at = self.find(flow)?.class;
+        if at == WAITING {
+            if let Some(spec) = self.waiting.get_mut(&flow.seq) {
+                spec.weight = weight;
+                spec.cap = cap;
+            }
             return Ok(());
         }
-        let (src, dst) = (spec.src, spec.dst);
-        let path = self.topology.path(src, dst, spec.label).ok_or(NetError::NoPath { src, dst })?;
-        let state = &mut self.flows[flow.slot as usize];
-        state.spec.weight = weight;
-        state.spec.cap = cap;
-        if state.class != WAITING {
+        let old = self.classes[at as usize].key;
+        let key = ClassKey { weight: weight.to_bits(), cap: cap.to_bits(), ..old };
+        if key != old {
+            let links: Vec<LinkId> = self.sharing.path(at).collect();
             let left = self.leave(flow.slot);
-            self.join(flow.slot, &path, left);
+            self.join_class(flow.slot, key, &links, left);
         }
         Ok(())
     }

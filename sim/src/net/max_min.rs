@@ -205,6 +205,11 @@ impl MaxMin {
         at
     }
 
+    /// Links of a class.
+    pub(super) fn path(&self, at: u32) -> impl Iterator<Item = LinkId> {
+        self.hops[self.hops(at)].iter().map(|hop| LinkId(hop.link))
+    }
+
     fn hops(&self, at: u32) -> std::ops::Range<usize> {
         let first = at as usize * self.stride;
         first..first + self.classes[at as usize].len as usize
