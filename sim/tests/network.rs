@@ -366,3 +366,87 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_flow_that_never_ends_does_not_blur_the_short_ones_beside_it() {
+    let mut net = Fluid::new(Topology::star(2, 400.0, 0).expect("star"));
+    net.start(0, &FlowSpec::new(0, 1, 1e18)).expect("valid");
+    let mut done = Vec::new();
+    for minute in 1..200u64 {
+        let now = minute * 60_000_000_000_000;
+        net.start(now, &FlowSpec::new(0, 1, 1e6)).expect("valid");
+        let next = net.next().expect("the short flow ends");
+        // Half of 50 GB/s.
+        assert_eq!(next - now, 40_000_000);
+        net.advance(next, &mut done);
+    }
+    assert_eq!(done.len(), 199);
+}
+
+#[test]
+fn cancelled_flows_of_a_class_leave_the_others_alone() {
+    let mut net = Fluid::new(Topology::star(2, 400.0, 0).expect("star"));
+    let flows: Vec<FlowId> = (0..1000u32)
+        .map(|i| net.start(0, &FlowSpec::new(0, 1, f64::from(1000 + i)).tag(i)).expect("valid"))
+        .collect();
+    let now = 10_000_000;
+    for (i, &flow) in flows.iter().enumerate() {
+        if i % 10 != 3 {
+            // 10 us at 50 MB/s each.
+            assert!((net.cancel(now, flow).expect("under way") - 500.0).abs() < 1e-6);
+        }
+    }
+    let mut done = Vec::new();
+    while let Some(next) = net.next() {
+        net.advance(next, &mut done);
+    }
+    let tags: Vec<u32> = done.iter().map(|end| end.tag).collect();
+    assert_eq!(tags, (0..100).map(|i| 10 * i + 3).collect::<Vec<_>>());
+    // The first has 503 bytes left and a hundredth of the link.
+    assert_eq!(done[0].at - now, 1_006_000);
+}
+
+#[test]
+fn refusals_name_the_value_and_what_would_be_right() {
+    let mut net = Fluid::new(Topology::direct(2, 400.0, 0).expect("direct"));
+    let ok = FlowSpec::new(0, 1, 1.0);
+    let mut error = |spec: FlowSpec| net.start(0, &spec).expect_err("refused").to_string();
+    assert_eq!(error(FlowSpec { dst: 4, ..ok }), "port 4 does not exist: the topology has ports 0 to 3");
+    assert_eq!(
+        error(FlowSpec { dst: 2, ..ok }),
+        "no path from port 0 to port 2: connect them, or use ports that share a switch"
+    );
+    assert_eq!(
+        error(FlowSpec { bytes: f64::NAN, ..ok }),
+        "a flow of NaN bytes: use a finite number that is not negative"
+    );
+    assert_eq!(error(ok.weight(0.0)), "flow weight 0: use a finite number above zero");
+    assert_eq!(
+        error(ok.cap(-1.0)),
+        "flow cap -1 bytes/s: use a number that is not negative, or infinity for none"
+    );
+    let link = net.set_capacity(0, LinkId(4), 1.0).expect_err("refused").to_string();
+    assert_eq!(link, "link 4 does not exist: the topology has links 0 to 3");
+    assert!(net.set_capacity(0, LinkId(0), f64::INFINITY).is_err());
+    let id = net.start(0, &ok).expect("valid");
+    net.cancel(0, id).expect("under way");
+    assert!(net.cancel(0, id).is_err() && net.next().is_none());
+}
+
+#[test]
+fn what_the_caller_did_not_collect_is_kept() {
+    let mut net = Fluid::new(Topology::star(3, 400.0, 0).expect("star"));
+    let first = net.start(0, &FlowSpec::new(0, 1, 50e3)).expect("valid");
+    net.start_at(0, 500_000, &FlowSpec::new(0, 2, 25e3)).expect("valid");
+    // Half a microsecond alone, then both have half the link for the same 25 kB.
+    assert_eq!(net.next(), Some(500_000));
+    let late = net.start(5_000_000, &FlowSpec::new(1, 0, 50e3)).expect("valid");
+    assert_eq!(net.next(), Some(5_000_000));
+    assert!(net.served(5_000_000, first).is_err());
+    let mut done = Vec::new();
+    net.advance(5_000_000, &mut done);
+    assert_eq!(done.iter().map(|end| end.at).collect::<Vec<_>>(), [1_500_000, 1_500_000]);
+    assert_eq!(net.next(), Some(6_000_000));
+    assert_eq!(net.served(5_500_000, late), Ok(25e3));
+    assert_eq!(net.rate(5_500_000, late), Ok(50e9));
+}

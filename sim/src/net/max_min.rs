@@ -38,7 +38,7 @@ struct Class {
     /// Link (or [`LIMIT`]) that holds it back.
     bottleneck: u32,
     /// Round in which it was last filled again.
-    round: u32,
+    round: u64,
     /// Links of its path.
     len: u32,
 }
@@ -63,7 +63,7 @@ struct Link {
     /// Changes of `used` since it was last summed up.
     drift: u32,
     /// Round in which it was last touched.
-    round: u32,
+    round: u64,
     /// Place in the list of touched links.
     slot: u32,
     /// In the list of links whose load or capacity changed.
@@ -157,7 +157,7 @@ pub(super) struct MaxMin {
     free: Vec<u32>,
     dirty_links: Vec<u32>,
     dirty_classes: Vec<u32>,
-    round: u32,
+    round: u64,
     active: Vec<Active>,
     /// Links of the active classes and dirty links; `slot` is a place here.
     touched: Vec<Touched>,
