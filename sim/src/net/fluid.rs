@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use rustc_hash::FxBuildHasher;
 
+use super::class::{Class, ClassKey, FREE, Flow, Target, Targets, WAITING, is_live};
 use super::max_min::MaxMin;
 use super::min_tree::MinTree;
-use super::topology::{LinkId, MAX_CAPACITY, Path, Topology};
+use super::path::{LinkId, Path};
+use super::topology::{MAX_CAPACITY, Topology};
 use super::{Done, FlowId, FlowSpec, NetError, Network};
 
 /// Picoseconds per second: rates are bytes per picosecond inside.
@@ -17,95 +19,9 @@ const PS: f64 = 1e12;
 const CLOSE: f64 = 1.0 / 1024.0;
 /// Service counters beyond this many bytes are set back, to keep targets precise to 2^-13 bytes.
 const REBASE: f64 = (1u64 << 40) as f64;
-/// Class of a flow that waits for its start.
-const WAITING: u32 = u32::MAX;
-/// Number of a place in the flow table that is free.
-const FREE: u64 = u64::MAX;
-
 /// Lookups only; nothing iterates over it, so its order cannot show.
 #[allow(clippy::disallowed_types)]
 type Index = std::collections::HashMap<ClassKey, u32, FxBuildHasher>;
-
-/// What flows must have in common to have one rate. Weight and cap by their bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct ClassKey {
-    ports: u64,
-    choice: u32,
-    weight: u64,
-    cap: u64,
-}
-
-#[derive(Clone, Debug)]
-struct Flow {
-    /// Number of its start, or [`FREE`].
-    seq: u64,
-    /// Service of its class at which it ends, bytes.
-    target: f64,
-    /// All its bytes.
-    bytes: f64,
-    class: u32,
-    tag: u32,
-}
-
-/// Where a flow of a class ends; the nearest comes out first, then the earliest started.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Target {
-    at: f64,
-    seq: u64,
-    slot: u32,
-}
-
-impl Eq for Target {}
-impl PartialOrd for Target {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Target {
-    fn cmp(&self, other: &Self) -> Ordering {
-        other.at.total_cmp(&self.at).then(other.seq.cmp(&self.seq))
-    }
-}
-
-/// The targets of a class. Most classes have few flows, so the nearest lies apart and costs no
-/// allocation.
-#[derive(Clone, Debug, Default)]
-struct Targets {
-    first: Option<Target>,
-    rest: BinaryHeap<Target>,
-}
-
-impl Targets {
-    fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.rest.len()
-    }
-
-    fn push(&mut self, target: Target) {
-        match &mut self.first {
-            None => self.first = Some(target),
-            Some(first) if target > *first => self.rest.push(std::mem::replace(first, target)),
-            Some(_) => self.rest.push(target),
-        }
-    }
-
-    fn pop(&mut self) {
-        self.first = self.rest.pop();
-    }
-
-    fn clear(&mut self) {
-        self.first = None;
-        self.rest.clear();
-    }
-
-    /// Keeps the entries that `keep` is true for, which may change them.
-    fn rebuild(&mut self, mut keep: impl FnMut(&mut Target) -> bool) {
-        let mut all = std::mem::take(&mut self.rest).into_vec();
-        all.extend(self.first.take());
-        all.retain_mut(|target| keep(target));
-        self.rest = BinaryHeap::from(all);
-        self.first = self.rest.pop();
-    }
-}
 
 /// A flow that starts later; the earliest comes out first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,33 +39,6 @@ impl PartialOrd for Later {
 impl Ord for Later {
     fn cmp(&self, other: &Self) -> Ordering {
         (other.at, other.seq).cmp(&(self.at, self.seq))
-    }
-}
-
-/// Flows of one path, weight and cap, which therefore have one rate.
-#[derive(Clone, Debug)]
-struct Class {
-    key: ClassKey,
-    /// Bytes that each flow which was always there had carried at `since`.
-    service: f64,
-    since: u64,
-    /// Bytes per picosecond of each flow.
-    rate: f64,
-    /// Flows, the entries of `targets` that were cancelled or moved apart.
-    live: u32,
-    targets: Targets,
-    /// Its flows changed and its next end was not worked out since.
-    queued: bool,
-}
-
-impl Class {
-    /// Of each flow.
-    fn weight(&self) -> f64 {
-        f64::from_bits(self.key.weight)
-    }
-
-    fn service_at(&self, now: u64) -> f64 {
-        self.service + self.rate * (now - self.since) as f64
     }
 }
 
@@ -598,12 +487,6 @@ fn check_shape(weight: f64, cap: f64) -> Result<(), NetError> {
         return Err(NetError::Weight(weight));
     }
     if cap >= 0.0 { Ok(()) } else { Err(NetError::Cap(cap)) }
-}
-
-/// Whether an entry of a class's heap still stands for a flow of it.
-fn is_live(flows: &[Flow], class: u32, entry: &Target) -> bool {
-    let flow = &flows[entry.slot as usize];
-    flow.seq == entry.seq && flow.class == class && flow.target == entry.at
 }
 
 /// The least whole number not below `x`, 0 for what is not above 0, saturating.

@@ -11,7 +11,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use super::topology::LinkId;
+use super::path::LinkId;
 
 /// Relative difference below which two levels, or a load and a capacity, count as equal: far above
 /// the rounding of sums over thousands of classes, far below anything a result shows.
