@@ -1,1 +1,3 @@
 //! kvrail: `sim`.
+
+pub mod net;
