@@ -409,10 +409,7 @@ impl DecodeNode {
                 return;
             }
             for key in entry.remove() {
-                loop {
-                    let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) else {
-                        break;
-                    };
+                while let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) {
                     // The step that comes writes token `joined` + 1 of the output.
                     let last = self.steps - job.joined + 2 >= u64::from(job.request.output);
                     if self.pools[usize::from(job.group)].take(1, &mut job.table) {

@@ -35,14 +35,7 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(pairing: Arc<Pairing>) -> Self {
-        Self {
-            pairing,
-            qps: Vec::new(),
-            rooms: Vec::new(),
-            fence_epoch: 1,
-            state: State::Down,
-            offer: 0,
-        }
+        Self { pairing, qps: Vec::new(), rooms: Vec::new(), fence_epoch: 1, state: State::Down, offer: 0 }
     }
     /// Whether the initiator could have work under way: there was an offer since the last fence.
     pub(super) fn may_be_written(&self) -> bool {

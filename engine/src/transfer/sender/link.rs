@@ -357,7 +357,8 @@ impl Sender {
     fn pop_slice(&mut self, peer: InstanceId, index: usize, when: impl Fn(&Slice) -> bool) -> Option<Slice> {
         let link = self.links.get_mut(&peer)?;
         let wire = &mut link.wires[index];
-        let slice = wire.slices.pop_front_if(|slice| when(slice))?;
+        let slice = wire.slices.front().copied().filter(|slice| when(slice))?;
+        wire.slices.pop_front();
         wire.used -= slice.requests;
         link.outstanding -= 1;
         let port = &mut self.ports[wire.port.index()];

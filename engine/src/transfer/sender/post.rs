@@ -181,10 +181,7 @@ impl Sender {
             return Posted::Blocked;
         }
 
-        let posted = match cx.fabric.post_send(wire.qp, &chain) {
-            Ok(()) => None,
-            Err(refused) => Some(refused),
-        };
+        let posted = cx.fabric.post_send(wire.qp, &chain).err();
         let count = posted.as_ref().map_or(taken, |refused| refused.at);
         if count > 0 {
             let last = wire.next + count - 1;
