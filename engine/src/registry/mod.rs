@@ -2,7 +2,11 @@
 
 mod client;
 mod frame;
+mod lease;
 mod message;
+mod relay;
+mod room;
+mod server;
 mod session;
 mod wire;
 
@@ -12,5 +16,6 @@ pub use message::{
     Endpoints, Facts, LinkBody, LiveRoom, Member, Message, Outcome, PageList, PageRun, RankFacts, Region,
     Report, Role, RoomKey,
 };
+pub use server::{Registry, RegistryConfig, RegistryLimits, RegistryStats};
 pub use session::{Session, SessionConfig, SessionStats};
 pub use wire::{decode, encode};
