@@ -10,6 +10,9 @@ mod server;
 mod session;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use client::{Client, ClientEvent, ClientStats, REGISTRY};
 pub use frame::{Frame, FrameError, FrameFlags, HEADER, Header, MAX_FRAME, MAX_MESSAGE, VERSION};
 pub use message::{
