@@ -65,7 +65,6 @@ impl<K: Copy + Eq + Hash> Timers<K> {
         match self.live.insert(key, (at, order)) {
             Some((before, order)) if before == at => {
                 self.live.insert(key, (at, order));
-                return;
             }
             before => {
                 self.order += 1;

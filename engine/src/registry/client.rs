@@ -210,11 +210,12 @@ impl Client {
         self.heard(header.beat);
         let first = self.session.first_of(&frame);
         for (seq, (more, segment)) in (first..).zip(frame.segments()) {
-            let mut message = self.session.admit(now, seq, more, segment);
-            while let Some(bytes) = message {
+            if let Some(bytes) = self.session.admit(now, seq, more, segment) {
                 self.take(bytes, events);
-                message = self.session.early();
             }
+        }
+        while let Some(bytes) = self.session.early() {
+            self.take(bytes, events);
         }
         if self.state == State::Leaving && self.session.backlog() == 0 {
             self.state = State::Ended;

@@ -2,9 +2,16 @@
 
 mod client;
 mod frame;
+mod lease;
 mod message;
+mod relay;
+mod room;
+mod server;
 mod session;
 mod wire;
+
+#[cfg(test)]
+mod tests;
 
 pub use client::{Client, ClientEvent, ClientStats, REGISTRY};
 pub use frame::{Frame, FrameError, FrameFlags, HEADER, Header, MAX_FRAME, MAX_MESSAGE, VERSION};
@@ -12,5 +19,6 @@ pub use message::{
     Endpoints, Facts, LinkBody, LiveRoom, Member, Message, Outcome, PageList, PageRun, RankFacts, Region,
     Report, Role, RoomKey,
 };
+pub use server::{Registry, RegistryConfig, RegistryLimits, RegistryStats};
 pub use session::{Session, SessionConfig, SessionStats};
 pub use wire::{decode, encode};

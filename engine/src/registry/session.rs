@@ -12,6 +12,7 @@ use crate::id::NodeId;
 use crate::node::Outbox;
 use crate::time::{Span, Time};
 use std::borrow::Cow;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Spans and bounds of a session; both ends should have the same.
@@ -146,6 +147,15 @@ impl Session {
         }
     }
 
+    /// A new session with everything that this one has queued, if the other end has acknowledged none of it.
+    pub fn renew(&self) -> Option<Self> {
+        (self.base == 1 && self.head == 0).then(|| Self {
+            ring: self.ring.clone(),
+            unacked: self.unacked.clone(),
+            ..Self::new(self.config)
+        })
+    }
+
     /// Queues one message, which `encode` appends.
     pub fn queue(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
         let start = self.ring.len();
@@ -223,7 +233,8 @@ impl Session {
         widen(frame.header.seq, self.next)
     }
 
-    /// Takes one segment. Returns a message if this completes the one that is due; then ask [`Session::early`] for more.
+    /// Takes one segment. Returns a message if this completes the one that is due; after all of a
+    /// frame's segments ask [`Session::early`] for more.
     pub fn admit<'a>(&mut self, now: Time, seq: u64, more: bool, segment: &'a [u8]) -> Option<Cow<'a, [u8]>> {
         if seq != self.next {
             self.admit_other(now, seq, more, segment);
@@ -242,11 +253,11 @@ impl Session {
         } else if seq - self.next > u64::from(self.config.reorder) {
             self.stats.overflow += 1;
             self.ack_by(now);
-        } else if self.early.contains_key(&seq) {
-            self.stats.duplicates += 1;
-        } else {
-            self.early.insert(seq, (more, segment.into()));
+        } else if let Entry::Vacant(place) = self.early.entry(seq) {
+            place.insert((more, segment.into()));
             self.ack_by(now);
+        } else {
+            self.stats.duplicates += 1;
         }
     }
 
