@@ -1,0 +1,613 @@
+//! The world: all nodes, the fabric between them, the control channel and one event queue.
+//!
+//! [`World`] is the simulated driver. It calls the production nodes of the `engine` crate as the real driver does: polls completion
+//! queues, carries frames, wakes nodes at their deadline. A node whose calls cost CPU time takes later inputs later. Everything
+//! happens in one order, by (time, sequence), so a run depends on its configuration and seed alone.
+
+use crate::control::{Channel, ControlConfig};
+use crate::digest::Digest;
+use crate::fabric::{FabricEvent, Fabrics, Ready, ReadyWhat, Schedule};
+use crate::queue::EventQueue;
+use engine::fabric::{Completion, Event, Fabric as _};
+use engine::id::{CqId, NodeId, PortId, QpId};
+use engine::node::{Counters, Cx, DecodeNode, Held, Input, Node, Outbox, PrefillNode, Record, Request, RouterNode};
+use engine::registry::Registry;
+use engine::time::{Span, Time};
+use std::collections::VecDeque;
+
+/// The production nodes, by role.
+#[expect(clippy::large_enum_variant, reason = "a world has few nodes and calls them often")]
+pub enum AnyNode {
+    /// The registry; always node 0.
+    Registry(Registry),
+    /// The router.
+    Router(RouterNode),
+    /// A prefill instance.
+    Prefill(PrefillNode),
+    /// A decode instance.
+    Decode(DecodeNode),
+}
+
+macro_rules! each { ($self:expr, $node:ident => $call:expr) => {
+    match $self {
+        AnyNode::Registry($node) => $call,
+        AnyNode::Router($node) => $call,
+        AnyNode::Prefill($node) => $call,
+        AnyNode::Decode($node) => $call,
+    }
+} }
+
+impl Node for AnyNode {
+    fn handle(&mut self, cx: &mut Cx<'_>, input: Input<'_>) {
+        each!(self, node => node.handle(cx, input));
+    }
+    fn deadline(&self) -> Option<Time> {
+        each!(self, node => node.deadline())
+    }
+    fn held(&self) -> Held {
+        each!(self, node => node.held())
+    }
+    fn counters(&self) -> Counters {
+        each!(self, node => node.counters())
+    }
+}
+
+/// A fault, at one instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The n-th queue pair (modulo their number) of a host fails by itself.
+    QueuePairError {
+        /// Host.
+        host: usize,
+        /// Which of its queue pairs.
+        index: usize,
+    },
+    /// A port loses its link.
+    LinkDown {
+        /// Host.
+        host: usize,
+        /// Port.
+        port: PortId,
+    },
+    /// A port has its link back.
+    LinkUp {
+        /// Host.
+        host: usize,
+        /// Port.
+        port: PortId,
+    },
+    /// A node's process stops; its NIC goes on.
+    Pause {
+        /// Which.
+        node: NodeId,
+    },
+    /// A stopped process goes on.
+    Resume {
+        /// Which.
+        node: NodeId,
+    },
+}
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes its way.
+    Pass,
+    /// It is lost.
+    Drop,
+    /// It is kept until [`World::let_go`].
+    Hold,
+}
+
+/// Looks at every frame: (from, to, bytes).
+pub type Censor = Box<dyn FnMut(NodeId, NodeId, &[u8]) -> Verdict>;
+
+/// A record with the time and the node it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamped {
+    /// Global time.
+    pub at: Time,
+    /// Who.
+    pub node: NodeId,
+    /// What.
+    pub record: Record,
+}
+
+enum Ev {
+    Fabric(FabricEvent),
+    Frame { to: NodeId, from: NodeId, frame: u32 },
+    Wake(NodeId),
+    Resume(NodeId),
+    Fault(Fault),
+}
+
+impl From<FabricEvent> for Ev {
+    fn from(event: FabricEvent) -> Self {
+        Self::Fabric(event)
+    }
+}
+
+/// An input that waits until its node has time.
+enum Waiting {
+    Frame { from: NodeId, frame: u32 },
+    Poll(CqId),
+    Events,
+    Wake,
+    Arrival(Request),
+    Start,
+    Shutdown,
+}
+
+struct Place {
+    node: AnyNode,
+    host: usize,
+    busy: Time,
+    paused: bool,
+    inbox: VecDeque<Waiting>,
+    /// A [`Ev::Resume`] is on its way.
+    resuming: bool,
+    /// When the earliest [`Ev::Wake`] on its way comes.
+    armed: Time,
+    digest: Digest,
+}
+
+/// All nodes and what is between them.
+pub struct World {
+    now: Time,
+    queue: EventQueue<Ev>,
+    fabrics: Fabrics,
+    places: Vec<Place>,
+    /// By host: its node.
+    node_of: Vec<Option<NodeId>>,
+    channel: Channel,
+    frames: Vec<Vec<u8>>,
+    free_frames: Vec<u32>,
+    out: Outbox,
+    ready: Vec<Ready>,
+    records: Vec<Stamped>,
+    censor: Option<Censor>,
+    held_frames: VecDeque<(NodeId, NodeId, u32)>,
+    events: u64,
+    dropped: u64,
+}
+
+impl World {
+    /// Nodes on hosts; node `i` of the list gets id `i`, and the first must be the registry.
+    pub fn new(fabrics: Fabrics, nodes: Vec<(AnyNode, usize)>, control: ControlConfig, seed: u64) -> Self {
+        let mut node_of = vec![None; fabrics.hosts()];
+        let count = nodes.len();
+        let places = nodes
+            .into_iter()
+            .enumerate()
+            .map(|(i, (node, host))| {
+                node_of[host] = Some(NodeId(i as u32));
+                Place {
+                    node,
+                    host,
+                    busy: Time::ZERO,
+                    paused: false,
+                    inbox: VecDeque::new(),
+                    resuming: false,
+                    armed: Time::NEVER,
+                    digest: Digest::default(),
+                }
+            })
+            .collect();
+        Self {
+            now: Time::ZERO,
+            queue: EventQueue::new(),
+            fabrics,
+            places,
+            node_of,
+            channel: Channel::new(control, seed, count),
+            frames: Vec::new(),
+            free_frames: Vec::new(),
+            out: Outbox::default(),
+            ready: Vec::new(),
+            records: Vec::new(),
+            censor: None,
+            held_frames: VecDeque::new(),
+            events: 0,
+            dropped: 0,
+        }
+    }
+
+    /// Starts every node, the registry first.
+    pub fn start(&mut self) {
+        for node in 0..self.places.len() {
+            self.deliver(NodeId(node as u32), Waiting::Start);
+        }
+    }
+
+    /// Tells every node to wind down, the registry last.
+    pub fn shut_down(&mut self) {
+        for node in (0..self.places.len()).rev() {
+            self.deliver(NodeId(node as u32), Waiting::Shutdown);
+        }
+    }
+
+    /// The present.
+    pub fn now(&self) -> Time {
+        self.now
+    }
+    /// Events worked off.
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+    /// Control frames dropped because the registry's queue was full.
+    pub fn dropped_frames(&self) -> u64 {
+        self.dropped
+    }
+    /// When the next event is.
+    pub fn next_time(&self) -> Option<Time> {
+        self.queue.peek_time()
+    }
+    /// Takes the records made since the last call.
+    pub fn records(&mut self) -> std::vec::Drain<'_, Stamped> {
+        self.records.drain(..)
+    }
+    /// How many nodes there are.
+    pub fn nodes(&self) -> usize {
+        self.places.len()
+    }
+    /// A node, to look at.
+    pub fn node(&self, node: NodeId) -> &AnyNode {
+        &self.places[node.index()].node
+    }
+    /// The fabrics, to look at.
+    pub fn fabrics(&self) -> &Fabrics {
+        &self.fabrics
+    }
+    /// The fabrics, for tests that look into memory.
+    pub fn fabrics_mut(&mut self) -> &mut Fabrics {
+        &mut self.fabrics
+    }
+    /// Looks at every frame from now on.
+    pub fn set_censor(&mut self, censor: Option<Censor>) {
+        self.censor = censor;
+    }
+    /// Lets the frames go that the censor held, in their order; they arrive a latency from now.
+    pub fn let_go(&mut self) {
+        for (from, to, frame) in std::mem::take(&mut self.held_frames) {
+            let at = self.now + self.channel.config().latency;
+            self.queue.push(at, Ev::Frame { to, from, frame });
+        }
+    }
+    /// A fault at some time.
+    pub fn fault(&mut self, at: Time, fault: Fault) {
+        self.queue.push(at, Ev::Fault(fault));
+    }
+    /// The digest of all nodes so far, joined in node order.
+    pub fn digest(&self) -> u64 {
+        let mut all = Digest::default();
+        for place in &self.places {
+            all.word(place.digest.value());
+        }
+        all.value()
+    }
+    /// What all nodes counted.
+    pub fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        for place in &self.places {
+            sum += place.node.counters();
+        }
+        sum
+    }
+
+    /// A request reaches the router, which is `node`, at `at`. Nothing earlier may be left in the queue.
+    pub fn arrive(&mut self, at: Time, node: NodeId, request: Request) {
+        self.now = self.now.max(at);
+        self.events += 1;
+        self.deliver(node, Waiting::Arrival(request));
+    }
+
+    /// Works off the next event. False if there is none.
+    pub fn step(&mut self) -> bool {
+        let Some((at, event)) = self.queue.pop() else { return false };
+        self.now = at;
+        self.events += 1;
+        match event {
+            Ev::Fabric(event) => {
+                self.fabrics.handle(at, event, &mut self.queue, &mut self.ready);
+                self.settle();
+            }
+            Ev::Frame { to, from, frame } => self.deliver(to, Waiting::Frame { from, frame }),
+            Ev::Wake(node) => {
+                let place = &mut self.places[node.index()];
+                if place.armed == at {
+                    place.armed = Time::NEVER;
+                    if place.node.deadline().is_some_and(|deadline| deadline <= at) {
+                        self.deliver(node, Waiting::Wake);
+                    } else {
+                        self.arm(node);
+                    }
+                }
+            }
+            Ev::Resume(node) => {
+                self.places[node.index()].resuming = false;
+                self.resume(node);
+            }
+            Ev::Fault(fault) => self.strike(fault),
+        }
+        true
+    }
+
+    /// Works off everything up to and at `until`.
+    pub fn run_until(&mut self, until: Time) {
+        while self.queue.peek_time().is_some_and(|at| at <= until) {
+            self.step();
+        }
+        self.now = self.now.max(until);
+    }
+
+    fn strike(&mut self, fault: Fault) {
+        let now = self.now;
+        match fault {
+            Fault::QueuePairError { host, index } => {
+                let qps: Vec<QpId> = self.fabrics.host_ref(host).queue_pairs();
+                if let Some(qp) = qps.get(index % qps.len().max(1)) {
+                    self.fabrics.fail_qp(host, *qp, now, &mut self.queue, &mut self.ready);
+                }
+            }
+            Fault::LinkDown { host, port } => {
+                self.fabrics.link_down(host, port, now, &mut self.queue, &mut self.ready);
+            }
+            Fault::LinkUp { host, port } => {
+                self.fabrics.link_up(host, port, now, &mut self.queue, &mut self.ready);
+            }
+            Fault::Pause { node } => self.places[node.index()].paused = true,
+            Fault::Resume { node } => {
+                self.places[node.index()].paused = false;
+                self.resume(node);
+                self.arm(node);
+            }
+        }
+        self.settle();
+    }
+
+    /// Hands nodes what the fabric has ready for them.
+    fn settle(&mut self) {
+        let mut i = 0;
+        while i < self.ready.len() {
+            let Ready { host, what } = self.ready[i];
+            i += 1;
+            if let Some(node) = self.node_of[host] {
+                let input = match what {
+                    ReadyWhat::Completions(cq) => Waiting::Poll(cq),
+                    ReadyWhat::Events => Waiting::Events,
+                };
+                self.deliver(node, input);
+            }
+        }
+        self.ready.clear();
+    }
+
+    /// Gives a node an input, or puts it into the inbox while the node is busy.
+    fn deliver(&mut self, node: NodeId, input: Waiting) {
+        let limit = self.channel.config().queue;
+        let place = &mut self.places[node.index()];
+        if place.paused || place.busy > self.now || !place.inbox.is_empty() {
+            if node.0 == 0 && place.inbox.len() >= limit
+                && let Waiting::Frame { frame, .. } = input
+            {
+                self.dropped += 1;
+                self.free_frames.push(frame);
+                return;
+            }
+            place.inbox.push_back(input);
+            if !place.paused && !place.resuming {
+                place.resuming = true;
+                let at = place.busy.max(self.now);
+                self.queue.push(at, Ev::Resume(node));
+            }
+            return;
+        }
+        self.call(node, input);
+    }
+
+    /// The node has time again.
+    fn resume(&mut self, node: NodeId) {
+        let place = &mut self.places[node.index()];
+        if place.paused || place.resuming {
+            return;
+        }
+        if place.busy <= self.now
+            && let Some(input) = place.inbox.pop_front()
+        {
+            self.call(node, input);
+        }
+        let place = &mut self.places[node.index()];
+        if !place.inbox.is_empty() && !place.resuming {
+            place.resuming = true;
+            let at = place.busy.max(self.now);
+            self.queue.push(at, Ev::Resume(node));
+        }
+    }
+
+    /// The one door into a node.
+    fn call(&mut self, node: NodeId, input: Waiting) {
+        match input {
+            Waiting::Frame { from, frame } => {
+                let bytes = std::mem::take(&mut self.frames[frame as usize]);
+                let digest = &mut self.places[node.index()].digest;
+                digest.word(1 ^ u64::from(from.0) << 8);
+                digest.bytes(&bytes);
+                let service = if node.0 == 0 {
+                    let c = self.channel.config();
+                    c.service_per_frame + c.service_per_byte * bytes.len() as u64
+                } else {
+                    Span(0)
+                };
+                self.handle(node, Input::Frame { from, bytes: &bytes }, service);
+                self.frames[frame as usize] = bytes;
+                self.free_frames.push(frame);
+            }
+            Waiting::Poll(cq) => {
+                let mut batch = [Completion::default(); 16];
+                let host = self.places[node.index()].host;
+                loop {
+                    self.fabrics.begin_call(host, self.now);
+                    let n = self.fabrics.host(host).poll(cq, &mut batch);
+                    if n == 0 {
+                        break;
+                    }
+                    let digest = &mut self.places[node.index()].digest;
+                    for completion in &batch[..n] {
+                        digest.word(2 ^ completion.id.0 << 8);
+                        digest.word(u64::from(completion.qp.0) << 32 ^ fingerprint(completion));
+                    }
+                    self.handle(node, Input::Completions { cq, batch: &batch[..n] }, Span(0));
+                    if n < batch.len() {
+                        break;
+                    }
+                }
+            }
+            Waiting::Events => {
+                let host = self.places[node.index()].host;
+                while let Some(event) = self.fabrics.host(host).next_event() {
+                    let (kind, id) = match event {
+                        Event::QpFatal(qp) => (1, qp.0),
+                        Event::CqOverrun(cq) => (2, cq.0),
+                        Event::SrqLimit(srq) => (3, srq.0),
+                        Event::LastWqeReached(qp) => (4, qp.0),
+                        Event::PortDown(port) => (5, port.0),
+                        Event::PortUp(port) => (6, port.0),
+                    };
+                    self.places[node.index()].digest.word(3 ^ kind << 8 ^ u64::from(id) << 16);
+                    self.handle(node, Input::Fabric(event), Span(0));
+                }
+            }
+            Waiting::Wake => {
+                self.places[node.index()].digest.word(4);
+                self.handle(node, Input::Wake, Span(0));
+            }
+            Waiting::Arrival(request) => {
+                let digest = &mut self.places[node.index()].digest;
+                digest.word(5 ^ request.id.0 << 8);
+                digest.word(u64::from(request.prompt) << 32 | u64::from(request.output));
+                digest.word(u64::from(request.tenant) << 32 | request.blocks.len() as u64);
+                request.blocks.iter().for_each(|block| digest.word(*block));
+                self.handle(node, Input::Arrival(&request), Span(0));
+            }
+            Waiting::Start => {
+                self.places[node.index()].digest.word(6);
+                self.handle(node, Input::Start, Span(0));
+            }
+            Waiting::Shutdown => {
+                self.places[node.index()].digest.word(7);
+                self.handle(node, Input::Shutdown, Span(0));
+            }
+        }
+    }
+
+    fn handle(&mut self, node: NodeId, input: Input<'_>, service: Span) {
+        let now = self.now;
+        let place = &mut self.places[node.index()];
+        let host = place.host;
+        place.digest.word(now.0);
+        self.fabrics.begin_call(host, now);
+        let mut cx = Cx { now, fabric: self.fabrics.host(host), out: &mut self.out };
+        place.node.handle(&mut cx, input);
+        for (to, bytes) in self.out.frames() {
+            place.digest.word(u64::from(to.0));
+            place.digest.bytes(bytes);
+        }
+        for record in &self.out.records {
+            place.digest.word(record.request.0);
+            place.digest.word(step_word(record));
+        }
+        let cpu = self.fabrics.after_call(host, now, &mut self.queue, &mut self.ready);
+        let place = &mut self.places[node.index()];
+        place.busy = now + cpu + service;
+        let leaves = place.busy;
+        if !self.out.is_empty() {
+            let mut out = std::mem::take(&mut self.out);
+            for (to, bytes) in out.frames() {
+                self.carry(leaves, node, to, bytes);
+            }
+            self.records.extend(out.records.drain(..).map(|record| Stamped { at: now, node, record }));
+            out.clear();
+            self.out = out;
+        }
+        self.arm(node);
+        self.settle();
+    }
+
+    /// Puts a frame on its way.
+    fn carry(&mut self, now: Time, from: NodeId, to: NodeId, bytes: &[u8]) {
+        if to.index() >= self.places.len() {
+            return;
+        }
+        let verdict = self.censor.as_mut().map_or(Verdict::Pass, |censor| censor(from, to, bytes));
+        if verdict == Verdict::Drop {
+            return;
+        }
+        if verdict == Verdict::Hold {
+            let frame = self.keep(bytes);
+            self.held_frames.push_back((from, to, frame));
+            return;
+        }
+        for at in self.channel.send(now, from, to).into_iter().flatten() {
+            let frame = self.keep(bytes);
+            self.queue.push(at, Ev::Frame { to, from, frame });
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> u32 {
+        let frame = self.free_frames.pop().unwrap_or_else(|| {
+            self.frames.push(Vec::new());
+            (self.frames.len() - 1) as u32
+        });
+        let kept = &mut self.frames[frame as usize];
+        kept.clear();
+        kept.extend_from_slice(bytes);
+        frame
+    }
+
+    /// Makes sure that a wake is on its way for the node's deadline.
+    fn arm(&mut self, node: NodeId) {
+        let place = &mut self.places[node.index()];
+        if let Some(deadline) = place.node.deadline() {
+            let at = deadline.max(self.now);
+            if at < place.armed {
+                place.armed = at;
+                self.queue.push(at, Ev::Wake(node));
+            }
+        }
+    }
+
+    /// The world's event queue as the fabric sees it, for tests that use the fabric beside the nodes.
+    pub fn schedule(&mut self) -> &mut impl Schedule {
+        &mut self.queue
+    }
+}
+
+/// A completion's result as a word.
+fn fingerprint(completion: &Completion) -> u64 {
+    match completion.result {
+        Ok(done) => {
+            let imm = done.imm.map_or(0, |imm| u64::from(imm) << 1 | 1);
+            imm << 20 ^ u64::from(done.bytes) << 8 ^ done.opcode as u64
+        }
+        Err(failed) => 0x8000_0000_0000_0000 | u64::from(failed.vendor) << 8 | failed.status as u64,
+    }
+}
+
+/// A record's step as a word.
+fn step_word(record: &Record) -> u64 {
+    use engine::node::Step;
+    match record.step {
+        Step::Routed { prefill, decode } => 1 ^ prefill.0 << 8 ^ decode.0 << 36,
+        Step::PrefillStart { cached } => 2 ^ u64::from(cached) << 8,
+        Step::PrefillEnd => 3,
+        Step::TransferStart => 4,
+        Step::Delivered { work_requests, bytes } => 5 ^ work_requests << 8 ^ bytes.rotate_left(40),
+        Step::Success => 6,
+        Step::FirstToken => 7,
+        Step::Finished => 8,
+        Step::Preempted { tokens } => 9 ^ u64::from(tokens) << 8,
+        Step::Failed(reason) => 10 ^ (reason as u64) << 8,
+        Step::Rejected(reason) => 11 ^ (reason as u64) << 8,
+        Step::Corrupt => 12,
+    }
+}
