@@ -1,1 +1,5 @@
 //! kvrail: `sim`.
+
+pub mod fabric;
+pub mod nic;
+pub mod queue;
