@@ -1,5 +1,6 @@
 //! kvrail: `sim`.
 
 pub mod fabric;
+pub mod net;
 pub mod nic;
 pub mod queue;
