@@ -2,7 +2,7 @@
 
 use engine::id::NodeId;
 use engine::time::{Span, Time};
-use rand::{Rng as _, SeedableRng as _};
+use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 /// How frames travel between a node and the registry.

@@ -10,7 +10,9 @@ use crate::fabric::{FabricEvent, Fabrics, Ready, ReadyWhat, Schedule};
 use crate::queue::EventQueue;
 use engine::fabric::{Completion, Event, Fabric as _};
 use engine::id::{CqId, NodeId, PortId, QpId};
-use engine::node::{Counters, Cx, DecodeNode, Held, Input, Node, Outbox, PrefillNode, Record, Request, RouterNode};
+use engine::node::{
+    Counters, Cx, DecodeNode, Held, Input, Node, Outbox, PrefillNode, Record, Request, RouterNode,
+};
 use engine::registry::Registry;
 use engine::time::{Span, Time};
 use std::collections::VecDeque;
@@ -28,14 +30,16 @@ pub enum AnyNode {
     Decode(DecodeNode),
 }
 
-macro_rules! each { ($self:expr, $node:ident => $call:expr) => {
-    match $self {
-        AnyNode::Registry($node) => $call,
-        AnyNode::Router($node) => $call,
-        AnyNode::Prefill($node) => $call,
-        AnyNode::Decode($node) => $call,
-    }
-} }
+macro_rules! each {
+    ($self:expr, $node:ident => $call:expr) => {
+        match $self {
+            AnyNode::Registry($node) => $call,
+            AnyNode::Router($node) => $call,
+            AnyNode::Prefill($node) => $call,
+            AnyNode::Decode($node) => $call,
+        }
+    };
+}
 
 impl Node for AnyNode {
     fn handle(&mut self, cx: &mut Cx<'_>, input: Input<'_>) {
@@ -387,7 +391,8 @@ impl World {
         let limit = self.channel.config().queue;
         let place = &mut self.places[node.index()];
         if place.paused || place.busy > self.now || !place.inbox.is_empty() {
-            if node.0 == 0 && place.inbox.len() >= limit
+            if node.0 == 0
+                && place.inbox.len() >= limit
                 && let Waiting::Frame { frame, .. } = input
             {
                 self.dropped += 1;

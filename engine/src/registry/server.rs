@@ -8,7 +8,7 @@ use super::wire;
 use super::{Facts, Member, Message, Role};
 use crate::id::{InstanceId, NodeId, Room};
 use crate::map::Map;
-use crate::node::{Cx, Held, Input, Node, Outbox, Reason};
+use crate::node::{Counters, Cx, Held, Input, Node, Outbox, Reason};
 use crate::time::{Span, Time};
 use crate::timers::Timers;
 use std::collections::{BTreeMap, VecDeque};
@@ -644,5 +644,9 @@ impl Node for Registry {
 
     fn held(&self) -> Held {
         Held { rooms: self.rooms.live() as u64, ..Held::default() }
+    }
+
+    fn counters(&self) -> Counters {
+        Counters { registry_messages: self.stats().messages, ..Counters::default() }
     }
 }
