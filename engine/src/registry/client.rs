@@ -18,8 +18,8 @@ pub const REGISTRY: NodeId = NodeId(0);
 pub enum ClientEvent {
     /// Registered: the node has an instance id and a lease.
     Registered(InstanceId),
-    /// Registered again, under the same id, at a registry that knows nothing of what was said before. Say again what
-    /// still matters: see [`Client`].
+    /// Registered, under the id it had if it had one, at a registry that knows nothing of what was said before. Say again
+    /// what still matters: see [`Client`].
     NewEpoch,
     /// The registry refuses this instance, or gave it up. Final for its id: fail every room, fence every link.
     Evicted {
@@ -57,6 +57,8 @@ pub struct Client {
     newest: u32,
     instance: InstanceId,
     state: State,
+    /// Whether a registry was lost since the last Welcome.
+    restarted: bool,
     lease: Span,
     /// Sending time of the last heartbeat that the registry is known to have seen.
     seen_at: Option<Time>,
@@ -120,6 +122,7 @@ impl Client {
             newest: 0,
             instance: InstanceId(0),
             state: State::Idle,
+            restarted: false,
             lease: Span(0),
             seen_at: None,
             beats: VecDeque::new(),
@@ -226,7 +229,10 @@ impl Client {
     fn reset(&mut self, now: Time, restarted: bool, events: &mut VecDeque<ClientEvent>) {
         match self.state {
             State::Leaving => self.state = State::Ended,
-            State::Joining | State::Joined if restarted => self.begin(now),
+            State::Joining | State::Joined if restarted => {
+                self.restarted = true;
+                self.begin(now);
+            }
             State::Joining | State::Joined => {
                 self.end(Reason::LeaseLost, "the registry has given this instance up".into(), events);
             }
@@ -321,14 +327,16 @@ impl Client {
             let why = format!("the registry calls instance {} {instance}", self.instance);
             return self.end(Reason::Refused, why, events);
         }
-        let again = self.instance == instance;
+        let first = self.instance == InstanceId(0);
         self.instance = instance;
         self.lease = lease;
         if self.state == State::Joining {
             self.state = State::Joined;
         }
-        if !again {
+        if first {
             events.push_back(ClientEvent::Registered(instance));
+        }
+        if !std::mem::take(&mut self.restarted) {
             return;
         }
         events.push_back(ClientEvent::NewEpoch);
@@ -347,8 +355,7 @@ impl Client {
         }
     }
 
-    /// When a heartbeat is due: a third of the lease after the last one, so that two may get lost; sooner while there
-    /// is no answer.
+    /// When a heartbeat is due: a third of the lease after the last one; sooner while there is no answer.
     fn beat_at(&self) -> Time {
         let most = match self.state {
             State::Joined | State::Leaving => Span(self.lease.0 / 3),
@@ -356,7 +363,9 @@ impl Client {
         };
         match self.missed {
             0 => self.last_beat + most,
-            missed => self.last_beat + most.min(self.config.retransmit * (1 << (missed - 1).min(16))),
+            missed => {
+                self.last_beat + Span(most.0 / 2).min(self.config.retransmit * (1 << (missed - 1).min(16)))
+            }
         }
     }
 

@@ -57,7 +57,7 @@ impl Default for RegistryConfig {
             lease: Span::s(5),
             session: SessionConfig::default(),
             tombstone: Span::s(15),
-            recovery: Span::s(5),
+            recovery: Span::s(10),
             limits: RegistryLimits::default(),
         }
     }

@@ -102,8 +102,10 @@ pub(super) struct Toy {
     /// Every Done that came, per room (router).
     pub(super) dones: BTreeMap<RoomKey, Vec<Outcome>>,
     pub(super) paused: bool,
-    /// Decode waits this long before it publishes; nothing else is timed.
+    /// Decode never publishes.
     pub(super) passive: bool,
+    /// Registers as a new instance when it was evicted.
+    pub(super) rejoins: bool,
 }
 
 pub(super) fn facts(fingerprint: u64) -> Facts {
@@ -145,6 +147,7 @@ impl Toy {
             dones: BTreeMap::new(),
             paused: false,
             passive: false,
+            rejoins: false,
         }
     }
     pub(super) fn id(&self) -> InstanceId {
@@ -337,7 +340,12 @@ impl Net {
                 } else if let Some(toy) = self.toys.get_mut(to.index() - 1).filter(|toy| !toy.paused) {
                     let mut events = VecDeque::new();
                     toy.client.receive(self.now, &bytes, &mut events);
-                    events.into_iter().for_each(|event| toy.event(event));
+                    for event in events {
+                        if matches!(event, ClientEvent::Evicted { .. }) && toy.rejoins {
+                            toy.client.rejoin(self.now);
+                        }
+                        toy.event(event);
+                    }
                 }
             }
             if self

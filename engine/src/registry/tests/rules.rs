@@ -315,7 +315,7 @@ fn an_instance_that_died_with_the_registry_is_told_as_gone() {
     net.run(Span::s(4));
     // It may still come back.
     assert_eq!((outcome(&net, 1), net.toys[2].gone.len()), (None, 0));
-    net.run(Span::s(4));
+    net.run(Span::s(8));
     assert_eq!((&net.toys[0].gone, &net.toys[2].gone), (&vec![prefill], &vec![prefill]));
     assert_eq!(outcome(&net, 1), Some(Outcome::Failed(Reason::PeerGone)));
     assert_eq!(net.registry().held().rooms, 0);
@@ -337,7 +337,7 @@ fn who_was_given_up_before_a_restart_is_not_let_in_after_it() {
     net.run(Span::ms(10));
     net.restart(2);
     net.toys[1].paused = false;
-    net.run(Span::s(8));
+    net.run(Span::s(12));
     assert!(net.toys[1].client.is_ended(), "{:?}", net.toys[1].events);
     assert_eq!(net.registry().instances().count(), 2);
 }
