@@ -1,11 +1,25 @@
 //! From an experiment to a simulation: the one place that knows the simulator.
+//!
+//! A run has three phases. Nodes register and connect in the first [`WARM_UP`] of virtual time, which no report shows. Then requests
+//! arrive, and everything runs until each is final and nothing is held any more, or for [`SETTLE`] after the last one ended. Then all
+//! nodes leave, after which the fabric must be empty.
+
+mod cluster;
+mod collect;
 
 use std::io::BufRead;
 use std::path::PathBuf;
+use std::time::Instant;
 
-use crate::report::RunResult;
+use engine::id::{NodeId, RequestId};
+use engine::node::{Held, Node as _};
+use engine::time::{Span, Time};
+use sim::world::World;
+
+use crate::report::{Counters, Leaks, RunResult};
 use crate::spec::Spec;
-use crate::workload::WorkloadError;
+use crate::workload::{self, WorkloadError};
+use collect::Collector;
 
 /// What a running simulation tells about itself, and hears.
 pub trait Progress: Sync {
@@ -49,15 +63,164 @@ pub enum RunError {
     Interrupted,
 }
 
+/// Virtual time before the first request can arrive.
+const WARM_UP: Span = Span::s(1);
+/// Virtual time that rooms have to drain after the last request ended, beyond the drain timeout.
+const SETTLE: Span = Span::s(30);
+/// Events between two looks at progress and quiescence.
+const STRIDE: u64 = 4096;
+
 /// Runs one seed of an experiment.
+#[expect(
+    clippy::disallowed_types,
+    reason = "the time that the run itself takes is reported, and nothing depends on it"
+)]
 pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunResult, RunError> {
-    let _ = (spec, seed, progress);
-    Err(RunError::Environment("not connected: this build has no simulator".to_owned()))
+    let started = Instant::now();
+    let mut requests = workload::open(&spec.workload, seed)?;
+    let cluster::Cluster { mut world, router, instances } = cluster::build(spec, seed)?;
+    let mut run = Collector::new(instances, WARM_UP);
+    world.start();
+    world.run_until(Time(WARM_UP.0));
+    for node in 0..world.nodes() {
+        if let Some(why) = cluster::start_error(world.node(NodeId(node as u32))) {
+            return Err(RunError::Input(why));
+        }
+    }
+
+    let mut next = take(&mut *requests)?;
+    let mut looked = 0;
+    let mut last_end = Time(WARM_UP.0);
+    let patience = Span(spec.transfer.drain_timeout.0) + SETTLE;
+    loop {
+        match &next {
+            Some((at, _)) if world.next_time().is_none_or(|event| *at <= event) => {
+                if let Some((at, request)) = next.take() {
+                    run.arrived(at, &request);
+                    world.arrive(at, router, request);
+                    next = take(&mut *requests)?;
+                }
+            }
+            _ => {
+                if !world.step() {
+                    break;
+                }
+            }
+        }
+        if run.take(world.records()) {
+            last_end = world.now();
+        }
+        if world.events() - looked >= STRIDE
+            || (next.is_none() && run.all_final() && world.events() - looked >= 64)
+        {
+            looked = world.events();
+            let sim = world.now().since(Time(WARM_UP.0)).0;
+            if !progress.update(run.ended(), requests.fraction(), sim) {
+                return Err(RunError::Interrupted);
+            }
+            if next.is_none() && run.all_final() && (quiet(&world) || world.now().since(last_end) > patience)
+            {
+                break;
+            }
+        }
+    }
+
+    let mut violations = Vec::new();
+    let held = held(&world);
+    let leaks = Leaks {
+        rooms: held.rooms,
+        pages: held.pages,
+        slots: held.slots,
+        memory_regions: objects(&world).0.abs_diff(held.pool_memory_regions),
+        queue_pairs: objects(&world).1.abs_diff(held.pool_queue_pairs),
+        timers: held.timers,
+        receives: held.receives,
+    };
+    let digest = world.digest();
+    let counters = Counters {
+        bytes_moved: world.fabrics().counters().bytes,
+        work_requests: world.fabrics().counters().work_requests,
+        registry_messages: world.counters().registry_messages,
+        rnr_naks: world.fabrics().counters().rnr_naks,
+        extrapolated: world.counters().extrapolated,
+        events: world.events(),
+    };
+    let sim_ps = last_end.since(Time(WARM_UP.0)).0;
+
+    world.shut_down();
+    let until = world.now() + Span(spec.transfer.lease.0) * 4;
+    while world.next_time().is_some_and(|at| at <= until) {
+        world.step();
+    }
+    let (regions, queue_pairs, buffers) = objects(&world);
+    for (what, count) in [("memory regions", regions), ("queue pairs", queue_pairs), ("buffers", buffers)] {
+        if count > 0 {
+            violations.push(format!("{count} {what} are left after shutdown, must be 0"));
+        }
+    }
+    run.finish(&mut violations);
+    Ok(RunResult {
+        seed,
+        digest,
+        requests: run.into_requests(),
+        counters,
+        leaks,
+        sim_ps,
+        wall_seconds: started.elapsed().as_secs_f64(),
+        violations,
+    })
+}
+
+/// The next request of the workload, as the router sees it.
+fn take(requests: &mut dyn workload::Workload) -> Result<Option<(Time, engine::node::Request)>, RunError> {
+    let Some(request) = requests.next().transpose()? else { return Ok(None) };
+    let at = Time(WARM_UP.0) + Span(request.arrival_ps);
+    let request = engine::node::Request {
+        id: RequestId(request.id),
+        prompt: request.prompt,
+        output: request.output,
+        tenant: request.tenant,
+        blocks: request.blocks,
+    };
+    Ok(Some((at, request)))
+}
+
+/// What all nodes hold together.
+fn held(world: &World) -> Held {
+    let mut sum = Held::default();
+    for node in 0..world.nodes() {
+        let held = world.node(NodeId(node as u32)).held();
+        sum.rooms += held.rooms;
+        sum.pages += held.pages;
+        sum.slots += held.slots;
+        sum.pool_memory_regions += held.pool_memory_regions;
+        sum.pool_queue_pairs += held.pool_queue_pairs;
+        sum.timers += held.timers;
+        sum.receives += held.receives;
+    }
+    sum
+}
+
+/// Memory regions, queue pairs and buffers that the fabric has.
+fn objects(world: &World) -> (u64, u64, u64) {
+    let mut sum = (0, 0, 0);
+    for host in 0..world.fabrics().hosts() {
+        let objects = world.fabrics().host_ref(host).objects();
+        sum.0 += objects.memory_regions as u64;
+        sum.1 += objects.queue_pairs as u64;
+        sum.2 += objects.buffers as u64;
+    }
+    sum
+}
+
+/// Whether no node holds anything for a request.
+fn quiet(world: &World) -> bool {
+    let held = held(world);
+    held.rooms == 0 && held.pages == 0 && held.slots == 0 && held.timers == 0 && held.receives == 0
 }
 
 /// Runs bare flows (`start_s src dst bytes` a line) on a star of `hosts` hosts, and gives each flow's duration
 /// in seconds, in the order of the lines. The error says what is wrong with the input.
 pub fn flows(reader: &mut dyn BufRead, hosts: u32, gbps: f64, latency_us: f64) -> Result<Vec<f64>, RunError> {
-    let _ = (reader, hosts, gbps, latency_us);
-    Err(RunError::Environment("not connected: this build has no simulator".to_owned()))
+    sim::net::flows::run(reader, hosts, gbps, latency_us).map_err(|error| RunError::Input(error.to_string()))
 }

@@ -74,9 +74,11 @@ pub struct InstanceMemory {
     pub ranks: Vec<RankMemory>,
 }
 
-/// Ports of a rank by rail: its own port, then the neighbours.
-pub fn ports_of(rank: Rank, rails: u16, ports: usize) -> Vec<PortId> {
-    (0..usize::from(rails)).map(|rail| PortId(((rank.index() + rail) % ports.max(1)) as u32)).collect()
+/// The port of a rank's rail, out of the `ports` of its instance: ranks are spread evenly over the ports, and rails go on from
+/// there. Both sides work out each other's with it.
+pub fn port_of(rank: Rank, ranks: usize, rail: u16, ports: usize) -> PortId {
+    let ports = ports.max(1);
+    PortId(((rank.index() * ports / ranks.max(1) + usize::from(rail)) % ports) as u32)
 }
 
 impl InstanceMemory {
@@ -92,8 +94,11 @@ impl InstanceMemory {
     ) -> Result<Self, Error> {
         let parallel = layout.parallel();
         let mut ranks = Vec::new();
-        for rank in 0..parallel.tp * parallel.pp {
-            let ports = ports_of(Rank(rank as u16), rails, fabric.ports().len());
+        let ranks_in_all = parallel.tp * parallel.pp;
+        for rank in 0..ranks_in_all {
+            let count = fabric.ports().len();
+            let port = |rail| port_of(Rank(rank as u16), ranks_in_all as usize, rail, count);
+            let ports: Vec<PortId> = (0..rails).map(port).collect();
             let Some(rank) = layout.world_rank(rank) else { continue };
             let mut pools = Vec::new();
             for pool in rank.pools() {

@@ -17,7 +17,7 @@ mod tombstones;
 mod wire;
 
 pub use config::{Rules, TransferConfig};
-pub use memory::{InstanceMemory, Pool, RankMemory, ports_of};
+pub use memory::{InstanceMemory, Pool, RankMemory, port_of};
 pub use news::News;
 pub use pages::{PagePool, PageTable};
 pub use pairing::{PairFeed, Pairing, PairingError, Share, Wire, layout_of};

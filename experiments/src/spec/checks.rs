@@ -32,17 +32,13 @@ pub struct FaultSpec {
     pub link_down: Option<LinkDown>,
 }
 
-/// A queue pair goes to ERR on the prefill side.
+/// A queue pair of a prefill instance goes to ERR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QueuePairError {
     /// Prefill instance, from 0.
     pub prefill: u32,
-    /// Decode instance, from 0.
-    pub decode: u32,
-    /// World rank of the prefill instance, from 0.
-    pub rank: u32,
-    /// Which of the rank's queue pairs to that decode instance, from 0.
+    /// Which of its queue pairs, from 0 and modulo how many there are then.
     pub index: u32,
 }
 

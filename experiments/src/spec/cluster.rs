@@ -17,10 +17,10 @@ pub struct ClusterSpec {
     pub prefill: SideSpec,
     /// Instances that generate.
     pub decode: SideSpec,
-    /// GPUs of a host; an instance with more ranks takes several hosts, and no host has two instances.
+    /// GPUs of a host. No host has two instances; one with more ranks is taken for a larger host with the same share of NICs.
     #[serde(deserialize_with = "field::count")]
     pub gpus_per_host: u32,
-    /// NIC ports of a host; GPU `g` uses port `g * nics_per_host / gpus_per_host`.
+    /// NIC ports of a host; ranks are spread over them evenly, and with rails `striped` each uses its neighbours' as well.
     #[serde(deserialize_with = "field::count")]
     pub nics_per_host: u32,
     /// NIC cost profile: a name such as `connectx-7-400g`, or the path of a YAML file.
@@ -72,6 +72,8 @@ pub struct SideSpec {
     pub page_order: PageOrder,
     /// KV memory of each GPU.
     pub memory: Capacity,
+    /// Give pages out scattered, as after long use: the worst case for planner and NIC.
+    pub scatter: bool,
 }
 
 impl Default for SideSpec {
@@ -84,6 +86,7 @@ impl Default for SideSpec {
             page_size: 64,
             page_order: PageOrder::TokenMajor,
             memory: Capacity::Bytes(ByteSize(40 << 30)),
+            scatter: false,
         }
     }
 }
@@ -201,7 +204,7 @@ pub enum TopologySpec {
         /// One-way delay of a link.
         latency: Picos,
     },
-    /// A cable between each pair of hosts: only the ports limit.
+    /// No network to speak of: only the ports limit, without delay.
     Direct,
 }
 

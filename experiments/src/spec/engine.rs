@@ -53,11 +53,6 @@ pub struct TransferSpec {
     /// Queue pairs per pair of ranks that exchange KV.
     #[serde(deserialize_with = "field::count")]
     pub queue_pairs: u32,
-    /// When they are connected.
-    pub connect: Connect,
-    /// Most queue pairs of a rank.
-    #[serde(deserialize_with = "field::count")]
-    pub max_queue_pairs: u32,
     /// Work requests a send queue holds.
     #[serde(deserialize_with = "field::count")]
     pub send_depth: u32,
@@ -67,8 +62,7 @@ pub struct TransferSpec {
     /// Scatter/gather entries of a work request.
     #[serde(deserialize_with = "field::count")]
     pub max_sge: u32,
-    /// Every n-th work request is signalled.
-    #[serde(deserialize_with = "field::count")]
+    /// Every n-th work request is signalled, and the last of each posting; 0: only the last.
     pub signal_every: u32,
     /// ACK timeout code t: 4.096 us * 2^t (InfiniBand spec 9.7.6.1.3), 1 to 31.
     #[serde(deserialize_with = "field::ack_timeout")]
@@ -81,14 +75,22 @@ pub struct TransferSpec {
     pub rnr_retries: u8,
     /// How often a part that an error of another room flushed is posted again before its room fails.
     pub reposts: u32,
+    /// Parts that a source rank may send to a destination rank for one request on one rail: decode holds receives for them.
+    #[serde(deserialize_with = "field::count")]
+    pub parts: u32,
+    /// Aux slots of a rank: requests that a decode instance can have in transfer or generating.
+    #[serde(deserialize_with = "field::count")]
+    pub slots: u32,
     /// A room that has not ended after this time fails.
     pub room_timeout: Picos,
+    /// A room whose KV is all there to send fails after this time.
+    pub transfer_timeout: Picos,
     /// An aborted room whose initiator has not reported "drained" after this time is fenced.
     pub drain_timeout: Picos,
+    /// How long an acknowledgement waits for a message to ride on.
+    pub ack_delay: Picos,
     /// An unacknowledged registry message is sent again after this time.
     pub retransmit: Picos,
-    /// Period of lease renewals.
-    pub heartbeat: Picos,
     /// A lease that was not renewed for this time has expired.
     pub lease: Picos,
 }
@@ -97,20 +99,21 @@ impl Default for TransferSpec {
     fn default() -> Self {
         TransferSpec {
             queue_pairs: 1,
-            connect: Connect::FirstUse,
-            max_queue_pairs: 4096,
-            send_depth: 1024,
-            receive_depth: 4096,
+            send_depth: 8192,
+            receive_depth: 16_384,
             max_sge: 16,
-            signal_every: 64,
+            signal_every: 0,
             ack_timeout: 14,
             retries: 7,
             rnr_retries: 6,
             reposts: 3,
-            room_timeout: Picos(600 * S),
+            parts: 16,
+            slots: 512,
+            room_timeout: Picos(3600 * S),
+            transfer_timeout: Picos(60 * S),
             drain_timeout: Picos(5 * S),
-            retransmit: Picos(20_000 * 1_000_000),
-            heartbeat: Picos(S),
+            ack_delay: Picos(50_000 * 1_000_000),
+            retransmit: Picos(250_000 * 1_000_000),
             lease: Picos(10 * S),
         }
     }
@@ -120,16 +123,6 @@ const S: u64 = 1_000_000_000_000;
 
 const fn us(us: u64) -> Picos {
     Picos(us * 1_000_000)
-}
-
-/// When queue pairs are connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Connect {
-    /// All before the first request.
-    Start,
-    /// A pair of instances at its first request, which waits for it.
-    FirstUse,
 }
 
 /// What decides who, what and when.

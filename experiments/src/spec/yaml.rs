@@ -33,6 +33,13 @@ pub fn parse(text: &str) -> Result<Value, YamlError> {
     to_json(yaml)
 }
 
+/// Reads a document of a known shape; errors name the key.
+pub fn parse_as<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, YamlError> {
+    let tree = parse(text)?;
+    serde_path_to_error::deserialize(&tree)
+        .map_err(|error| YamlError::new(format!("{}: {}", error.path(), error.inner())))
+}
+
 /// Writes a YAML document.
 pub fn print<T: Serialize>(value: &T) -> Result<String, YamlError> {
     let tree = serde_json::to_value(value).map_err(|error| YamlError::new(error.to_string()))?;

@@ -42,6 +42,8 @@ pub struct NicProfile {
     pub name: String,
 
     // ---- host CPU ----
+    /// Line rate of a port.
+    pub rate: Bandwidth,
     /// Building one work request.
     pub build: Duration,
     /// Building each further SGE of a request.
@@ -138,6 +140,7 @@ impl NicProfile {
         let zero = Duration::default();
         Self {
             name: "ideal".into(),
+            rate: Bandwidth(25_000_000_000),
             build: zero,
             build_sge: zero,
             inline_copy: zero,

@@ -21,6 +21,13 @@ pub struct Duration(pub Span);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bandwidth(pub u64);
 
+impl Bandwidth {
+    /// In bits per second.
+    pub fn bits_per_s(self) -> u64 {
+        self.0.saturating_mul(8)
+    }
+}
+
 /// Splits `12.5ns` and multiplies exactly; `None` if it is not such a text or does not come out whole.
 fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let text = text.trim();

@@ -1,5 +1,6 @@
 //! Posting: order and window decide together what goes out next on a port.
 
+use super::super::memory::port_of;
 use super::super::news::News;
 use super::super::wire::{AUX_BYTES, AuxRow, Immediate, SEAL_BYTES, Seal};
 use super::Sender;
@@ -65,8 +66,8 @@ impl Sender {
         let feed = &link.pairing.feeds[usize::from(part.feed)];
         let memory = &self.memory.ranks[ends.src.index()];
         let theirs = &link.facts.ranks[ends.dst.index()];
-        let remote_ports = theirs.aux.rkeys.len().max(1);
-        let remote_port = (ends.dst.index() + usize::from(ends.rail)) % remote_ports;
+        let remote_port =
+            port_of(ends.dst, link.facts.ranks.len(), ends.rail, theirs.aux.rkeys.len()).index();
         let rkey = |keys: &[u32]| RKey(keys.get(remote_port).copied().unwrap_or(0));
         let budget = requests.min(free);
 

@@ -1,0 +1,152 @@
+//! From the records of nodes to one row for each request.
+
+use engine::id::NodeId;
+use engine::map::Map;
+use engine::node::{Request, Step};
+use engine::time::{Span, Time};
+use sim::world::Stamped;
+
+use crate::report::{Outcome, RequestRecord};
+
+/// Rows in the making.
+pub(super) struct Collector {
+    rows: Vec<RequestRecord>,
+    ends: Vec<u8>,
+    index: Map<u64, usize>,
+    nodes: (Vec<NodeId>, Vec<NodeId>),
+    warm_up: Span,
+    ended: u64,
+    corrupt: u64,
+    twice: u64,
+}
+
+impl Collector {
+    pub(super) fn new(nodes: (Vec<NodeId>, Vec<NodeId>), warm_up: Span) -> Self {
+        Self {
+            rows: Vec::new(),
+            ends: Vec::new(),
+            index: Map::default(),
+            nodes,
+            warm_up,
+            ended: 0,
+            corrupt: 0,
+            twice: 0,
+        }
+    }
+
+    /// A request reached the router.
+    pub(super) fn arrived(&mut self, at: Time, request: &Request) {
+        self.index.insert(request.id.0, self.rows.len());
+        self.ends.push(0);
+        self.rows.push(RequestRecord {
+            id: request.id.0,
+            tenant: request.tenant,
+            arrival: at.since(Time(self.warm_up.0)).0,
+            prompt: request.prompt,
+            output: request.output,
+            ..RequestRecord::default()
+        });
+    }
+
+    /// Takes records in. Whether a request became final.
+    pub(super) fn take(&mut self, records: impl Iterator<Item = Stamped>) -> bool {
+        let before = self.ended;
+        for stamped in records {
+            let at = stamped.at.since(Time(self.warm_up.0)).0;
+            let Some(index) = self.index.get(&stamped.record.request.0).copied() else { continue };
+            let row = &mut self.rows[index];
+            match stamped.record.step {
+                Step::Routed { .. } => {
+                    // A request that was sent back begins anew; what was seen of the first try stays.
+                    row.transfer_start = None;
+                    row.success = None;
+                }
+                Step::PrefillStart { cached } => {
+                    row.prefill_start = Some(at);
+                    row.cached_tokens = cached;
+                    row.prefill_instance = place(&self.nodes.0, stamped.node);
+                }
+                Step::PrefillEnd => row.prefill_end = Some(at),
+                Step::TransferStart => row.transfer_start = row.transfer_start.or(Some(at)),
+                Step::Delivered { work_requests, bytes } => {
+                    row.work_requests += work_requests;
+                    row.bytes += bytes;
+                }
+                Step::Success => {
+                    row.success = Some(at);
+                    row.decode_instance = place(&self.nodes.1, stamped.node);
+                }
+                Step::FirstToken => row.first_token = row.first_token.or(Some(at)),
+                Step::Preempted { .. } => {}
+                Step::Finished => {
+                    row.last_token = Some(at);
+                    self.end(index, Outcome::Succeeded);
+                }
+                Step::Failed(reason) => self.end(index, Outcome::Failed(name(reason))),
+                Step::Rejected(reason) => self.end(index, Outcome::Rejected(name(reason))),
+                Step::Corrupt => self.corrupt += 1,
+            }
+        }
+        self.ended > before
+    }
+
+    fn end(&mut self, index: usize, outcome: Outcome) {
+        self.ends[index] = self.ends[index].saturating_add(1);
+        if self.ends[index] > 1 {
+            self.twice += 1;
+            return;
+        }
+        self.rows[index].outcome = outcome;
+        self.ended += 1;
+    }
+
+    /// Requests that are final.
+    pub(super) fn ended(&self) -> u64 {
+        self.ended
+    }
+
+    /// Whether all that arrived are.
+    pub(super) fn all_final(&self) -> bool {
+        self.ended == self.rows.len() as u64
+    }
+
+    /// What the records say that must not be.
+    pub(super) fn finish(&self, violations: &mut Vec<String>) {
+        let open = self.rows.len() as u64 - self.ended;
+        for (count, what) in [
+            (open, "requests did not reach a final state"),
+            (self.twice, "requests reached a second final state"),
+            (self.corrupt, "checks found content on decode that is not what prefill computed"),
+        ] {
+            if count > 0 {
+                violations.push(format!("{count} {what}"));
+            }
+        }
+    }
+
+    pub(super) fn into_requests(self) -> Vec<RequestRecord> {
+        self.rows
+    }
+}
+
+fn place(nodes: &[NodeId], node: NodeId) -> Option<u32> {
+    nodes.iter().position(|other| *other == node).map(|at| at as u32)
+}
+
+fn name(reason: engine::node::Reason) -> String {
+    use engine::node::Reason::*;
+    match reason {
+        Aborted => "aborted",
+        Deadline => "a deadline passed",
+        Transfer => "a work request of it failed",
+        Retries => "disturbed more often than the retry bound",
+        PeerGone => "its instance is gone",
+        LeaseLost => "its instance's lease ran out",
+        TooLong => "longer than the model's context",
+        NoMemory => "does not fit into an instance's memory",
+        Layout => "the layouts of its instances do not fit",
+        Refused => "the other side refused it",
+        NoInstance => "no instance to serve it",
+    }
+    .to_owned()
+}
