@@ -61,14 +61,19 @@ impl PageTable {
 
 /// Free pages of a pool. Page 0 is padding and never given out (as in SGLang). Knows who has what: giving back
 /// a page that is not out is refused, so that a double free cannot hide.
+///
+/// Pages are given out in one run where there is one that is long enough, the lowest: neighbouring pages make one work request, and
+/// low pages stay in use and warm. Otherwise the lowest free pages are taken as they come.
 #[derive(Clone, Debug)]
 pub struct PagePool {
-    /// Free runs, a stack; the last is given out first. Adjacent ones merge when they are pushed next to each other.
-    free: Vec<PageRun>,
-    free_pages: u32,
-    pages: u32,
+    /// A bit for each page, set while it is out.
     out: Vec<u64>,
-    scatter: bool,
+    pages: u32,
+    free_pages: u32,
+    /// No page below is free.
+    lowest: u32,
+    /// Single pages in the order in which they are given out, last first, if they are to be scattered.
+    scattered: Option<Vec<Page>>,
 }
 
 impl PagePool {
@@ -76,12 +81,20 @@ impl PagePool {
     /// been in use for long: the worst case for a planner.
     pub fn new(pages: u32, scatter: bool) -> Self {
         let mut pool = Self {
-            free: Vec::new(),
-            free_pages: pages.saturating_sub(1),
-            pages,
             out: vec![0; pages.div_ceil(64) as usize],
-            scatter,
+            pages,
+            free_pages: pages.saturating_sub(1),
+            lowest: 1,
+            scattered: None,
         };
+        if let Some(first) = pool.out.first_mut() {
+            *first = 1;
+        }
+        if let Some(last) = pool.out.last_mut()
+            && !pages.is_multiple_of(64)
+        {
+            *last |= u64::MAX << (pages % 64);
+        }
         if scatter {
             // A stride coprime to the number of pages visits every page once and no two neighbours in a row.
             let n = u64::from(pages.saturating_sub(1));
@@ -89,12 +102,7 @@ impl PagePool {
             while n > 0 && gcd(stride, n) != 1 {
                 stride += 2;
             }
-            pool.free = (0..n)
-                .map(|i| PageRun { first: Page((i * stride % n) as u32 + 1), count: 1 })
-                .rev()
-                .collect();
-        } else if pages > 1 {
-            pool.free.push(PageRun { first: Page(1), count: pages - 1 });
+            pool.scattered = Some((0..n).map(|i| Page((i * stride % n) as u32 + 1)).rev().collect());
         }
         pool
     }
@@ -110,82 +118,115 @@ impl PagePool {
     pub fn used(&self) -> u32 {
         self.capacity() - self.free_pages
     }
+
     /// Gives out `count` pages, appended to `into`; or nothing if there are not that many.
     pub fn take(&mut self, count: u32, into: &mut PageTable) -> bool {
         if count > self.free_pages {
             return false;
         }
         self.free_pages -= count;
+        if let Some(pages) = &mut self.scattered {
+            let at = pages.len() - count as usize;
+            for page in pages.split_off(at).into_iter().rev() {
+                let run = PageRun { first: page, count: 1 };
+                self.mark(run, true);
+                into.push(run);
+            }
+            return true;
+        }
+        let whole = self.find(count);
         let mut left = count;
         while left > 0 {
-            let Some(run) = self.free.last_mut() else { break };
-            let n = left.min(run.count);
-            let taken = PageRun { first: run.first, count: n };
-            run.first.0 += n;
-            run.count -= n;
-            if run.count == 0 {
-                self.free.pop();
+            let found = match whole {
+                Some(first) => Some(PageRun { first, count }),
+                None => self.next_run(self.lowest),
+            };
+            let Some(found) = found else { break };
+            let run = PageRun { count: found.count.min(left), ..found };
+            self.mark(run, true);
+            into.push(run);
+            left -= run.count;
+            if run.first.0 == self.lowest || whole.is_none() {
+                self.lowest = run.first.0 + run.count;
             }
-            self.mark(taken, true);
-            into.push(taken);
-            left -= n;
         }
         true
     }
-    /// Takes pages back. Returns how many of them were not out: always zero unless somebody freed twice.
+
+    /// The first of `count` free pages in a row.
+    fn find(&self, count: u32) -> Option<Page> {
+        let mut at = self.lowest;
+        while let Some(run) = self.next_run(at) {
+            if run.count >= count {
+                return Some(run.first);
+            }
+            at = run.first.0 + run.count;
+        }
+        None
+    }
+
+    /// The first run of free pages from `from` on.
+    fn next_run(&self, from: u32) -> Option<PageRun> {
+        let first = self.next_bit(from, false)?;
+        let end = self.next_bit(first, true).unwrap_or(self.pages);
+        Some(PageRun { first: Page(first), count: end.min(self.pages) - first })
+    }
+
+    /// The first page from `from` on that is out (or is not).
+    fn next_bit(&self, from: u32, out: bool) -> Option<u32> {
+        let (mut word, bit) = ((from / 64) as usize, from % 64);
+        let flip = if out { 0 } else { u64::MAX };
+        let mut bits = (self.out.get(word)? ^ flip) & (u64::MAX << bit);
+        while bits == 0 {
+            word += 1;
+            bits = self.out.get(word)? ^ flip;
+        }
+        Some(word as u32 * 64 + bits.trailing_zeros())
+    }
+
+    /// Takes pages back. Returns how many of them were not out: always zero unless somebody freed twice, and then nothing is
+    /// taken back.
     pub fn give(&mut self, run: PageRun) -> u32 {
         let wrong = self.mark(run, false);
         if wrong > 0 {
             return wrong;
         }
         self.free_pages += run.count;
-        if self.scatter {
-            for i in 0..run.count {
-                self.free.push(PageRun { first: Page(run.first.0 + i), count: 1 });
-            }
-            return 0;
+        self.lowest = self.lowest.min(run.first.0);
+        if let Some(pages) = &mut self.scattered {
+            pages.extend((0..run.count).map(|i| Page(run.first.0 + i)));
         }
-        if let Some(last) = self.free.last_mut() {
-            if last.first.0 + last.count == run.first.0 {
-                last.count += run.count;
-                return 0;
-            }
-            if run.first.0 + run.count == last.first.0 {
-                last.first = run.first;
-                last.count += run.count;
-                return 0;
-            }
-        }
-        self.free.push(run);
         0
     }
     /// Takes a whole table back.
     pub fn give_all(&mut self, table: &mut PageTable) -> u32 {
-        // Last run first, so that the next taker finds them in the order in which they were.
-        let wrong = table.runs.iter().rev().map(|run| self.give(*run)).sum();
+        let wrong = table.runs.iter().map(|run| self.give(*run)).sum();
         table.clear();
         wrong
     }
 
-    /// Marks pages as out or in; returns how many were so already.
+    /// Marks pages as out or in, unless some are so already: how many.
     fn mark(&mut self, run: PageRun, out: bool) -> u32 {
-        let (mut page, end) = (run.first.0, run.first.0.saturating_add(run.count));
-        if page == 0 || end > self.pages {
+        let (first, end) = (run.first.0, run.first.0.saturating_add(run.count));
+        if first == 0 || end > self.pages {
             return run.count;
         }
-        let mut wrong = 0;
-        while page < end {
-            let (word, bit) = ((page / 64) as usize, page % 64);
-            let n = (64 - bit).min(end - page);
-            let mask = if n == 64 { u64::MAX } else { ((1u64 << n) - 1) << bit };
-            let was = self.out[word] & mask;
-            wrong += if out { was.count_ones() } else { (mask & !was).count_ones() };
-            if out {
-                self.out[word] |= mask;
-            } else if wrong == 0 {
-                self.out[word] &= !mask;
+        let words = |first: u32| {
+            let mut page = first;
+            std::iter::from_fn(move || {
+                let (word, bit) = ((page / 64) as usize, page % 64);
+                let n = (64 - bit).min(end - page);
+                page += n;
+                let mask = if n == 64 { u64::MAX } else { ((1u64 << n) - 1) << bit };
+                (n > 0).then_some((word, mask))
+            })
+        };
+        let flip = if out { 0 } else { u64::MAX };
+        let wrong: u32 = words(first).map(|(word, mask)| ((self.out[word] ^ flip) & mask).count_ones()).sum();
+        if wrong == 0 {
+            for (word, mask) in words(first) {
+                self.out[word] ^= mask;
             }
-            page += n;
         }
         wrong
     }
