@@ -37,6 +37,8 @@ pub enum ClientEvent {
 /// A node calls [`Client::send`] as it goes, [`Client::receive`] for each frame, and [`Client::flush`] once at the end of every
 /// `handle`: only then something leaves. Its deadline must not be later than [`Client::deadline`].
 ///
+/// A node says nothing about rooms before [`ClientEvent::Registered`]; a room's first Done is final, whatever follows.
+///
 /// After [`ClientEvent::NewEpoch`] everything that the old registry had not passed on is lost, acknowledged or not. A
 /// router sends Create again for every room it has not had Done of (and Abort, where it wants it to end). Decode sends Publish again for every
 /// live room that has pages and no Report, prefill Report for every room that it ended and still knows. Both sides answer an

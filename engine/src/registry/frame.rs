@@ -1,8 +1,8 @@
 //! The frame: what one datagram of the control channel looks like.
 //!
 //! ```text
-//! magic u16 | version u8 | flags u8 | checksum u32 | epoch u32 | count u16
-//! nonce u64 | instance u64 | seq u32 | ack u32 | beat u32
+//! magic u16 | version u8 | flags u8 | checksum u32
+//! epoch u32 | beat u32 | nonce u64 | instance u64 | seq u32 | ack u32 | count u16
 //! count times: more (1 bit), length (15 bits), a segment of that length
 //! ```
 //!
@@ -131,17 +131,30 @@ pub struct Frame<'a> {
     body: &'a [u8],
 }
 
-/// Every step is a bijection of the state, so that no single changed bit goes unseen before the last fold.
-fn checksum(bytes: &[u8]) -> u32 {
+/// Of the header after the checksum, as words, and of the body.
+///
+/// Every step is a bijection of the state, so that no single changed bit goes unseen before the last fold. Two states
+/// take turns, because one would wait for its own multiplications.
+#[inline]
+fn checksum(words: [u64; 5], flags: u8, body: &[u8]) -> u32 {
     const K: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mut state = K ^ bytes.len() as u64;
-    let (words, rest) = bytes.as_chunks::<8>();
-    for word in words {
-        state = (state.rotate_left(23) ^ u64::from_le_bytes(*word)).wrapping_mul(K);
+    fn step(state: u64, word: u64) -> u64 {
+        (state.rotate_left(23) ^ word).wrapping_mul(K)
     }
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    state = (state.rotate_left(23) ^ u64::from_le_bytes(last)).wrapping_mul(K);
+    let (mut even, mut odd) = (step(K, words[4]), !K ^ body.len() as u64);
+    (even, odd) = (step(even, words[0]), step(odd, words[1]));
+    (even, odd) = (step(even, words[2]), step(odd, words[3]));
+    let (chunks, rest) = body.as_chunks::<8>();
+    let (pairs, last) = chunks.as_chunks::<2>();
+    for [first, second] in pairs {
+        even = step(even, u64::from_le_bytes(*first));
+        odd = step(odd, u64::from_le_bytes(*second));
+    }
+    if let [word] = last {
+        even = step(even, u64::from_le_bytes(*word));
+    }
+    let end = rest.iter().rfold(0, |end, byte| end << 8 | u64::from(*byte));
+    let state = step(even, end ^ u64::from(flags) << 56) ^ odd.rotate_left(29);
     (state >> 32) as u32 ^ state as u32
 }
 
@@ -152,29 +165,34 @@ pub(super) fn segment_prefix(len: usize, more: bool) -> [u8; 2] {
 }
 
 impl Header {
+    fn words(&self) -> [u64; 5] {
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        [
+            pair(self.epoch, self.beat),
+            self.nonce,
+            self.instance,
+            pair(self.seq, self.ack),
+            u64::from(self.count),
+        ]
+    }
+
     /// Appends a frame: this header, then `body`, which holds `count` segments with their prefixes.
     pub fn write(&self, body: &[u8], out: &mut Vec<u8>) {
+        let words = self.words();
+        let sum = checksum(words, self.flags.0, body);
+        let first = u64::from(MAGIC)
+            | u64::from(VERSION) << 16
+            | u64::from(self.flags.0) << 24
+            | u64::from(sum) << 32;
         let mut head = [0; HEADER];
-        let mut at = 0;
-        let mut put = |bytes: &[u8]| {
-            head[at..at + bytes.len()].copy_from_slice(bytes);
-            at += bytes.len();
-        };
-        put(&MAGIC.to_le_bytes());
-        put(&[VERSION, self.flags.0, 0, 0, 0, 0]);
-        put(&self.epoch.to_le_bytes());
-        put(&self.count.to_le_bytes());
-        put(&self.nonce.to_le_bytes());
-        put(&self.instance.to_le_bytes());
-        put(&self.seq.to_le_bytes());
-        put(&self.ack.to_le_bytes());
-        put(&self.beat.to_le_bytes());
-        let start = out.len();
+        let (chunks, count) = head.as_chunks_mut::<8>();
+        for (chunk, word) in chunks.iter_mut().zip([first, words[0], words[1], words[2], words[3]]) {
+            *chunk = word.to_le_bytes();
+        }
+        count.copy_from_slice(&self.count.to_le_bytes());
         out.reserve(HEADER + body.len());
         out.extend_from_slice(&head);
         out.extend_from_slice(body);
-        let sum = checksum(&out[start + 8..]) ^ u32::from(self.flags.0);
-        out[start + 4..start + 8].copy_from_slice(&sum.to_le_bytes());
     }
 }
 
@@ -191,34 +209,34 @@ impl<'a> Frame<'a> {
         let Some((head, body)) = bytes.split_first_chunk::<HEADER>() else {
             return Err(FrameError::Truncated { field: "header", need: HEADER, left: bytes.len() });
         };
-        fn get<const N: usize>(head: &[u8; HEADER], at: usize) -> [u8; N] {
-            std::array::from_fn(|i| head[at + i])
-        }
-        let magic = u16::from_le_bytes(get(head, 0));
+        let (chunks, count) = head.as_chunks::<8>();
+        let word = |at: usize| u64::from_le_bytes(chunks[at]);
+        let first = word(0);
+        let magic = first as u16;
         if magic != MAGIC {
             return Err(FrameError::Magic(magic));
         }
         if head[2] != VERSION {
             return Err(FrameError::Version(head[2]));
         }
-        let found = u32::from_le_bytes(get(head, 4));
-        let right = checksum(&bytes[8..]) ^ u32::from(head[3]);
+        let header = Header {
+            flags: FrameFlags(head[3]),
+            count: u16::from_le_bytes([count[0], count[1]]),
+            epoch: word(1) as u32,
+            beat: (word(1) >> 32) as u32,
+            nonce: word(2),
+            instance: word(3),
+            seq: word(4) as u32,
+            ack: (word(4) >> 32) as u32,
+        };
+        let found = (first >> 32) as u32;
+        let right = checksum(header.words(), head[3], body);
         if found != right {
             return Err(FrameError::Checksum { found, right });
         }
         if head[3] > 7 {
             return Err(FrameError::Value { field: "flags", value: head[3].into(), right: "0 to 7" });
         }
-        let header = Header {
-            flags: FrameFlags(head[3]),
-            epoch: u32::from_le_bytes(get(head, 8)),
-            count: u16::from_le_bytes(get(head, 12)),
-            nonce: u64::from_le_bytes(get(head, 14)),
-            instance: u64::from_le_bytes(get(head, 22)),
-            seq: u32::from_le_bytes(get(head, 30)),
-            ack: u32::from_le_bytes(get(head, 34)),
-            beat: u32::from_le_bytes(get(head, 38)),
-        };
         let frame = Self { header, body };
         let mut left = body;
         for _ in 0..header.count {

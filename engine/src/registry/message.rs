@@ -225,7 +225,7 @@ pub enum Message {
         /// For people: names both sides' values.
         why: String,
     },
-    /// C>R: still here.
+    /// C>R: still here. Clients say so in the headers of their frames instead ([`super::Header::beat`]).
     Heartbeat,
     /// C>R: going, in good order.
     Leave,
@@ -243,7 +243,8 @@ pub enum Message {
     },
     /// R>C: an instance joined.
     Joined(Member),
-    /// R>C: an instance left, or its lease expired. It will not come back under this id.
+    /// R>C: an instance left, or its lease expired. It will not come back under this id. C>R, by the client after a restart
+    /// of the registry: so we were told before.
     Gone {
         /// Which.
         instance: InstanceId,

@@ -41,8 +41,8 @@ pub struct RegistryConfig {
     pub lease: Span,
     /// Sessions.
     pub session: SessionConfig,
-    /// How long an ended room is remembered. Longer than anything said about it can be late: above `lease`, after which
-    /// nobody sends any more.
+    /// How long an ended room is remembered. Longer than what is said about it may wait at its sender: many times
+    /// `lease`, as a sender that is slow but alive keeps its queue.
     pub tombstone: Span,
     /// After a restart: how long instances may take to come back before those that others name are gone; `lease` at
     /// least.
@@ -56,7 +56,7 @@ impl Default for RegistryConfig {
         Self {
             lease: Span::s(5),
             session: SessionConfig::default(),
-            tombstone: Span::s(15),
+            tombstone: Span::s(60),
             recovery: Span::s(10),
             limits: RegistryLimits::default(),
         }

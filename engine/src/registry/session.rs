@@ -207,7 +207,10 @@ impl Session {
             return;
         }
         let count = (acked + 1 - self.base) as usize;
-        let bytes: usize = self.unacked.drain(..count).map(|segment| segment.len as usize).sum();
+        let mut bytes = 0;
+        for _ in 0..count {
+            bytes += self.unacked.pop_front().map_or(0, |segment| segment.len as usize);
+        }
         self.base = acked + 1;
         self.head += bytes;
         self.sent -= count;
