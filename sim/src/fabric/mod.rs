@@ -699,7 +699,7 @@ impl Fabrics {
                 let epoch = qp.epoch;
                 let requests = segment.load.requests;
                 if let Some(segment) = qp.segment(number) {
-                    segment.placed = true;
+                    segment.placed = segment.kind == Kind::Write;
                 }
                 if qp.rnr_retries == 0 {
                     let (index, status) = (requests - 1, Status::RnrRetryExc);
