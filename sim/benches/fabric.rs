@@ -23,7 +23,7 @@ struct Rig {
 }
 
 fn rig() -> Rig {
-    let mut pair = Pair::new(PairSpec::default()).unwrap();
+    let mut pair = Pair::new(PairSpec { max_send: 32_768, ..PairSpec::default() }).unwrap();
     let pitch = u64::from(PAGES) * PAGE;
     let grid = Grid { buffers: BUFFERS, pitch, pages: PAGES, page: PAGE };
     let mut make = |i: usize| {
@@ -75,16 +75,18 @@ fn memory(c: &mut Criterion) {
 
 fn request(c: &mut Criterion) {
     let mut group = c.benchmark_group("request");
-    for (name, fragmented) in
-        [("160 WRITEs of 64 pages + immediate", false), ("160 x 64 WRITEs of a page + immediate", true)]
-    {
+    for (name, fragmented, most) in [
+        ("160 WRITEs of 64 pages", false, u64::MAX),
+        ("160 x 64 WRITEs of a page", true, u64::MAX),
+        ("4000 WRITEs of a page", true, 4000),
+    ] {
         let mut rig = rig();
         let plan = plan(rig.pitch, fragmented);
         let place = Extent { buffers: 0..BUFFERS, at: 0, len: 512 * PAGE, count: 1, step: 0 };
         let what = Content { seed: 1, at: 0, per_buffer: 1 << 40, per_piece: 0 };
         let (from, qps) = (rig.bufs[0], [rig.pair.ends[0].qp, rig.pair.ends[1].qp]);
         rig.pair.call(0, |f| f.stamp(from, &place, what)).unwrap();
-        let mut one = |rig: &mut Rig| {
+        let one = |rig: &mut Rig| {
             let sge = [Sge { addr: rig.aux[0].addr, len: 64, lkey: rig.aux[0].lkey }];
             let writes = Batch {
                 plan: &plan,
@@ -92,7 +94,7 @@ fn request(c: &mut Criterion) {
                 op: Op::Write,
                 local: (rig.mrs[0].addr, rig.mrs[0].lkey),
                 remote: (rig.mrs[1].addr, rig.mrs[1].rkey),
-                window: 0..plan.requests().min(4000),
+                window: 0..plan.requests().min(most),
                 signal_every: 0,
                 signal_last: false,
                 last: None,
