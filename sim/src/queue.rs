@@ -2,28 +2,18 @@
 
 use engine::time::Time;
 
-/// Children of a heap node. Four keys of 24 bytes lie in two cache lines, and the heap is half as deep as a binary one.
+/// Children of a heap node: four keys of 16 bytes fill a cache line, and the heap is half as deep as a binary one.
 const ARITY: usize = 4;
 
-#[derive(Clone, Copy)]
-struct Key {
-    time: u64,
-    sequence: u64,
-    slot: u32,
-}
-
-impl Key {
-    #[inline]
-    fn before(&self, other: &Self) -> bool {
-        (self.time, self.sequence) < (other.time, other.sequence)
-    }
-}
+/// Bits of a key below the time: 40 of sequence, 24 of slot. Enough for 10^12 events, 16 million of them pending.
+const SLOT_BITS: u32 = 24;
 
 /// A priority queue of events ordered by (time, sequence of insertion): ties come out as they went in.
 ///
-/// The heap holds only 24-byte keys. Events lie in a slab and never move, so their size does not matter.
+/// The heap holds only keys, each one number: time, sequence, slot. Events lie in a slab and never move, so their size does not
+/// matter.
 pub struct EventQueue<E> {
-    heap: Vec<Key>,
+    heap: Vec<u128>,
     slab: Vec<Option<E>>,
     free: Vec<u32>,
     sequence: u64,
@@ -33,6 +23,10 @@ impl<E> Default for EventQueue<E> {
     fn default() -> Self {
         Self { heap: Vec::new(), slab: Vec::new(), free: Vec::new(), sequence: 0 }
     }
+}
+
+fn time(key: u128) -> Time {
+    Time((key >> 64) as u64)
 }
 
 impl<E> EventQueue<E> {
@@ -58,34 +52,30 @@ impl<E> EventQueue<E> {
 
     /// When the next event happens.
     pub fn peek_time(&self) -> Option<Time> {
-        self.heap.first().map(|key| Time(key.time))
+        self.heap.first().map(|key| time(*key))
     }
 
     /// Puts an event in.
-    pub fn push(&mut self, time: Time, event: E) {
+    pub fn push(&mut self, at: Time, event: E) {
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slab[slot as usize] = Some(event);
                 slot
             }
             None => {
+                assert!(
+                    self.slab.len() < 1 << SLOT_BITS,
+                    "2^24 events are pending: nothing drains the queue"
+                );
                 self.slab.push(Some(event));
                 (self.slab.len() - 1) as u32
             }
         };
-        let key = Key { time: time.0, sequence: self.sequence, slot };
+        let key = u128::from(at.0) << 64 | u128::from(self.sequence << SLOT_BITS | u64::from(slot));
         self.sequence += 1;
-        let mut at = self.heap.len();
+        let hole = self.heap.len();
         self.heap.push(key);
-        while at > 0 {
-            let parent = (at - 1) / ARITY;
-            if !key.before(&self.heap[parent]) {
-                break;
-            }
-            self.heap[at] = self.heap[parent];
-            at = parent;
-        }
-        self.heap[at] = key;
+        rise(&mut self.heap, hole, key);
     }
 
     /// Takes the next event out.
@@ -93,47 +83,56 @@ impl<E> EventQueue<E> {
         let last = self.heap.pop()?;
         let first = match self.heap.first() {
             Some(&first) => {
-                self.sink(last);
+                sink(&mut self.heap, last);
                 first
             }
             None => last,
         };
-        self.free.push(first.slot);
-        let event = self.slab[first.slot as usize].take()?;
-        Some((Time(first.time), event))
+        let slot = first as u32 & ((1 << SLOT_BITS) - 1);
+        self.free.push(slot);
+        let event = self.slab[slot as usize].take()?;
+        Some((time(first), event))
     }
+}
 
-    /// Fills the hole at the root with `key`: the hole goes down along the smallest children, then up to where `key` belongs.
-    /// A key from the end of the heap nearly always belongs far down.
-    fn sink(&mut self, key: Key) {
-        let n = self.heap.len();
-        let heap = &mut self.heap[..n];
-        let mut hole = 0;
-        loop {
-            let child = hole * ARITY + 1;
-            if child >= n {
-                break;
-            }
-            let mut best = child;
-            let mut best_key = heap[child];
-            for (i, other) in heap.iter().enumerate().take((child + ARITY).min(n)).skip(child + 1) {
-                if other.before(&best_key) {
-                    (best, best_key) = (i, *other);
-                }
-            }
-            heap[hole] = best_key;
-            hole = best;
+/// Moves the hole up to where `key` belongs, and fills it.
+#[inline]
+fn rise(heap: &mut [u128], mut hole: usize, key: u128) {
+    while hole > 0 {
+        let parent = (hole - 1) / ARITY;
+        if key >= heap[parent] {
+            break;
         }
-        while hole > 0 {
-            let parent = (hole - 1) / ARITY;
-            if !key.before(&heap[parent]) {
-                break;
-            }
-            heap[hole] = heap[parent];
-            hole = parent;
-        }
-        heap[hole] = key;
+        heap[hole] = heap[parent];
+        hole = parent;
     }
+    heap[hole] = key;
+}
+
+/// Fills the hole at the root with `key`: the hole goes down along the smallest children, then up to where `key` belongs.
+/// A key from the end of the heap nearly always belongs far down.
+#[inline]
+fn sink(heap: &mut [u128], key: u128) {
+    let mut hole = 0;
+    loop {
+        let child = hole * ARITY + 1;
+        let (best, at) = match heap.get(child..) {
+            // Comparisons without branches: which child is smallest cannot be predicted.
+            Some(&[a, b, c, d, ..]) => {
+                let (x, i) = if b < a { (b, 1) } else { (a, 0) };
+                let (y, j) = if d < c { (d, 3) } else { (c, 2) };
+                if y < x { (y, j) } else { (x, i) }
+            }
+            Some(some) => match some.iter().zip(0..).min() {
+                Some((key, i)) => (*key, i),
+                None => break,
+            },
+            None => break,
+        };
+        heap[hole] = best;
+        hole = child + at;
+    }
+    rise(heap, hole, key);
 }
 
 #[cfg(test)]

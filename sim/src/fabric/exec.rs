@@ -346,7 +346,7 @@ impl Ends<'_> {
         let (mut from, mut to) = (window.start / per, window.end / per);
         if !window.start.is_multiple_of(per) {
             let end = ((from + 1) * per).min(window.end);
-            self.singles(kind, plan, &(window.start..end), bases, u64::MAX)?;
+            self.checked(kind, plan, &(window.start..end), own, target);
             from += 1;
         }
         if from < to {
@@ -372,9 +372,25 @@ impl Ends<'_> {
         }
         to = to.max(from);
         if to * per < window.end {
-            self.singles(kind, plan, &(to * per..window.end), bases, u64::MAX)?;
+            self.checked(kind, plan, &(to * per..window.end), own, target);
         }
         Ok(())
+    }
+
+    /// Part of a lane whose hull was found good: nothing can be refused.
+    fn checked(&mut self, kind: Kind, plan: &Plan, window: &Range<u64>, own: Spot, target: Spot) {
+        plan.for_each(window, |_, pieces, offset| {
+            let mut remote = target.at + offset;
+            for &(at, len) in pieces {
+                let (l, r) = ((own.buf, Block::one(own.at + at)), (target.buf, Block::one(remote)));
+                if kind == Kind::Read {
+                    self.sides.pull(r, l, 1, len.into(), 1);
+                } else {
+                    self.sides.push(l, r, 1, len.into(), 1);
+                }
+                remote += u64::from(len);
+            }
+        });
     }
 
     /// Where offset 0 of the lanes lies on both sides, if everything that the plan names is within the two registrations.

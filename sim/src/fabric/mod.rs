@@ -228,7 +228,10 @@ impl Fabrics {
 
     /// Whether nothing is under way: no flow, no answer outstanding, no remains of failed queue pairs.
     pub fn quiescent(&self) -> bool {
-        let busy = |qp: &Qp| qp.flow.is_some() || qp.next > qp.head || qp.stalled;
+        let busy = |qp: &Qp| {
+            let left = qp.sq.iter().take((qp.next - qp.head) as usize);
+            qp.flow.is_some() || qp.stalled || left.into_iter().any(|s| s.acked == Time::NEVER)
+        };
         self.gone.iter().all(Option::is_none)
             && self.hosts.iter().all(|h| h.qp_ids().iter().all(|id| !h.qp_ref(*id).is_some_and(busy)))
     }
@@ -699,7 +702,7 @@ impl Fabrics {
                 let epoch = qp.epoch;
                 let requests = segment.load.requests;
                 if let Some(segment) = qp.segment(number) {
-                    segment.placed = true;
+                    segment.placed = segment.kind == Kind::Write;
                 }
                 if qp.rnr_retries == 0 {
                     let (index, status) = (requests - 1, Status::RnrRetryExc);

@@ -345,3 +345,97 @@ impl Cell {
         Some(joined.simple())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// (buffer, byte) -> (seed, position).
+    type Bytes = BTreeMap<(u32, u64), (u64, u64)>;
+
+    fn bytes<'a>(cells: impl IntoIterator<Item = &'a Cell>) -> Bytes {
+        let mut all = Bytes::new();
+        for c in cells {
+            for b in c.at.b0..c.at.b1 {
+                for k in 0..c.at.count {
+                    for i in 0..c.at.len {
+                        let pos = c
+                            .pos
+                            .wrapping_add(u64::from(b - c.at.b0).wrapping_mul(c.per_buffer))
+                            .wrapping_add(k.wrapping_mul(c.per_piece))
+                            .wrapping_add(i);
+                        assert_eq!(
+                            all.insert((b, c.at.lo + k * c.at.step + i), (c.seed, pos)),
+                            None,
+                            "twice"
+                        );
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    fn rect() -> impl Strategy<Value = Rect> {
+        let step = prop_oneof![Just(0u64), Just(1), Just(2), Just(5)];
+        (0u32..3, 1u32..3, 0u64..30, 1u64..6, 1u64..5, step).prop_map(|(b, n, lo, len, count, gap)| {
+            // Few different steps, so that two rectangles often have the same.
+            let step = if gap == 5 { 8 } else { len + gap };
+            let step = if count == 1 { len } else { step };
+            Rect { b0: b, b1: b + n, lo, len, count, step }
+        })
+    }
+
+    fn cell() -> impl Strategy<Value = Cell> {
+        let per = prop_oneof![Just(0u64), Just(8), Just(5), Just(100)];
+        (rect(), 0u64..2, 0u64..9, 0u64..3, per).prop_map(|(at, seed, pos, per_buffer, per_piece)| {
+            let per_piece = if per_piece == 8 { at.step } else { per_piece };
+            Cell { at, seed, pos, per_buffer: per_buffer * 8, per_piece }.simple()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn meeting_and_leaving_are_what_bytes_say(cell in cell(), with in rect()) {
+            let whole = bytes([&cell]);
+            let plain = Cell { at: with, seed: 9, pos: 0, per_buffer: 0, per_piece: 0 };
+            let within = bytes([&plain]);
+            let mut hits = Vec::new();
+            cell.meet(&with, |hit| {
+                let step = if hit.within { hit.cell.at.step } else { with.step };
+                let lo = with.lo + hit.k0 * with.step + hit.a;
+                hits.push(Cell { at: Rect { lo, step, ..hit.cell.at }, ..hit.cell });
+            });
+            let want: Bytes = whole.iter().filter(|e| within.contains_key(e.0)).map(|(k, v)| (*k, *v)).collect();
+            prop_assert_eq!(bytes(&hits), want);
+            let mut left = Vec::new();
+            cell.without(&with, &mut left);
+            let want: Bytes = whole.into_iter().filter(|e| !within.contains_key(&e.0)).collect();
+            prop_assert_eq!(bytes(&left), want);
+        }
+
+        #[test]
+        fn joining_changes_nothing(cell in cell(), with in rect(), other in cell()) {
+            // What a cut leaves is what most often joins again.
+            let mut parts = Vec::new();
+            cell.without(&with, &mut parts);
+            cell.meet(&with, |hit| parts.push(hit.cell.simple()));
+            prop_assert_eq!(bytes(&parts), bytes([&cell]));
+            let whole = bytes([&cell]);
+            if bytes([&other]).keys().all(|k| !whole.contains_key(k)) {
+                parts.push(other);
+            }
+            for (i, a) in parts.iter().enumerate() {
+                for (j, b) in parts.iter().enumerate() {
+                    if i != j && let Some(joined) = a.join(b) {
+                        prop_assert_eq!(bytes([&joined]), bytes([a, b]));
+                    }
+                }
+            }
+        }
+    }
+}
