@@ -13,25 +13,36 @@ impl Default for Digest {
 }
 
 impl Digest {
+    /// Adds two words.
+    #[inline]
+    pub fn pair(&mut self, a: u64, b: u64) {
+        let product = u128::from(self.0 ^ a) * u128::from(0xa076_1d64_78bd_642f_u64 ^ b);
+        // The old state stays in it, so that no word can wipe out what came before.
+        self.0 = (product as u64) ^ ((product >> 64) as u64) ^ self.0.rotate_left(23);
+    }
     /// Adds a word.
     #[inline]
     pub fn word(&mut self, word: u64) {
-        let product =
-            u128::from(self.0 ^ word) * u128::from(0xa076_1d64_78bd_642f_u64 ^ self.0.rotate_left(32));
-        self.0 = (product as u64) ^ ((product >> 64) as u64) ^ word.rotate_left(17);
+        self.pair(word, 0xe703_7ed1_a0b4_28db);
     }
     /// Adds bytes and their number.
+    #[inline]
     pub fn bytes(&mut self, bytes: &[u8]) {
-        self.word(bytes.len() as u64);
-        let mut chunks = bytes.chunks_exact(8);
-        for chunk in &mut chunks {
-            let mut word = [0; 8];
-            word.copy_from_slice(chunk);
-            self.word(u64::from_le_bytes(word));
+        let (blocks, tail) = bytes.as_chunks::<16>();
+        for block in blocks {
+            let word = u128::from_le_bytes(*block);
+            self.pair(word as u64, (word >> 64) as u64);
         }
-        let mut tail = [0; 8];
-        tail[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
-        self.word(u64::from_le_bytes(tail));
+        let mut rest = [0; 16];
+        rest[..tail.len()].copy_from_slice(tail);
+        let word = u128::from_le_bytes(rest);
+        self.pair(word as u64 ^ (bytes.len() as u64).rotate_left(56), (word >> 64) as u64);
+    }
+    /// The digest of some bytes alone.
+    pub fn of(bytes: &[u8]) -> u64 {
+        let mut digest = Self::default();
+        digest.bytes(bytes);
+        digest.value()
     }
     /// The digest so far.
     pub fn value(self) -> u64 {

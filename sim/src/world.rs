@@ -164,7 +164,8 @@ pub struct World {
     /// By host: its node.
     node_of: Vec<Option<NodeId>>,
     channel: Channel,
-    frames: Vec<Vec<u8>>,
+    /// Frames on their way, each with its digest.
+    frames: Vec<(Vec<u8>, u64)>,
     free_frames: Vec<u32>,
     out: Outbox,
     ready: Vec<Ready>,
@@ -433,10 +434,8 @@ impl World {
     fn call(&mut self, node: NodeId, input: Waiting) {
         match input {
             Waiting::Frame { from, frame } => {
-                let bytes = std::mem::take(&mut self.frames[frame as usize]);
-                let digest = &mut self.places[node.index()].digest;
-                digest.word(1 ^ u64::from(from.0) << 8);
-                digest.bytes(&bytes);
+                let (bytes, digest) = std::mem::take(&mut self.frames[frame as usize]);
+                self.places[node.index()].digest.pair(1 ^ u64::from(from.0) << 8, digest);
                 let service = if node.0 == 0 {
                     let c = self.channel.config();
                     c.service_per_frame + c.service_per_byte * bytes.len() as u64
@@ -444,7 +443,7 @@ impl World {
                     Span(0)
                 };
                 self.handle(node, Input::Frame { from, bytes: &bytes }, service);
-                self.frames[frame as usize] = bytes;
+                self.frames[frame as usize] = (bytes, digest);
                 self.free_frames.push(frame);
             }
             Waiting::Poll(cq) => {
@@ -458,8 +457,8 @@ impl World {
                     }
                     let digest = &mut self.places[node.index()].digest;
                     for completion in &batch[..n] {
-                        digest.word(2 ^ completion.id.0 << 8);
-                        digest.word(u64::from(completion.qp.0) << 32 ^ fingerprint(completion));
+                        let result = u64::from(completion.qp.0) << 32 ^ fingerprint(completion);
+                        digest.pair(2 ^ completion.id.0 << 8, result);
                     }
                     self.handle(node, Input::Completions { cq, batch: &batch[..n] }, Span(0));
                     if n < batch.len() {
@@ -513,13 +512,8 @@ impl World {
         self.fabrics.begin_call(host, now);
         let mut cx = Cx { now, fabric: self.fabrics.host(host), out: &mut self.out };
         place.node.handle(&mut cx, input);
-        for (to, bytes) in self.out.frames() {
-            place.digest.word(u64::from(to.0));
-            place.digest.bytes(bytes);
-        }
         for record in &self.out.records {
-            place.digest.word(record.request.0);
-            place.digest.word(step_word(record));
+            place.digest.pair(record.request.0, step_word(record));
         }
         let cpu = self.fabrics.after_call(host, now, &mut self.queue, &mut self.ready);
         let place = &mut self.places[node.index()];
@@ -528,7 +522,9 @@ impl World {
         if !self.out.is_empty() {
             let mut out = std::mem::take(&mut self.out);
             for (to, bytes) in out.frames() {
-                self.carry(leaves, node, to, bytes);
+                let digest = Digest::of(bytes);
+                self.places[node.index()].digest.pair(to.0.into(), digest);
+                self.carry(leaves, node, to, bytes, digest);
             }
             self.records.extend(out.records.drain(..).map(|record| Stamped { at: now, node, record }));
             out.clear();
@@ -539,7 +535,7 @@ impl World {
     }
 
     /// Puts a frame on its way.
-    fn carry(&mut self, now: Time, from: NodeId, to: NodeId, bytes: &[u8]) {
+    fn carry(&mut self, now: Time, from: NodeId, to: NodeId, bytes: &[u8], digest: u64) {
         if to.index() >= self.places.len() {
             return;
         }
@@ -548,24 +544,25 @@ impl World {
             return;
         }
         if verdict == Verdict::Hold {
-            let frame = self.keep(bytes);
+            let frame = self.keep(bytes, digest);
             self.held_frames.push_back((from, to, frame));
             return;
         }
         for at in self.channel.send(now, from, to).into_iter().flatten() {
-            let frame = self.keep(bytes);
+            let frame = self.keep(bytes, digest);
             self.queue.push(at, Ev::Frame { to, from, frame });
         }
     }
 
-    fn keep(&mut self, bytes: &[u8]) -> u32 {
+    fn keep(&mut self, bytes: &[u8], digest: u64) -> u32 {
         let frame = self.free_frames.pop().unwrap_or_else(|| {
-            self.frames.push(Vec::new());
+            self.frames.push((Vec::new(), 0));
             (self.frames.len() - 1) as u32
         });
         let kept = &mut self.frames[frame as usize];
-        kept.clear();
-        kept.extend_from_slice(bytes);
+        kept.0.clear();
+        kept.0.extend_from_slice(bytes);
+        kept.1 = digest;
         frame
     }
 

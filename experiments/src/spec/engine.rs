@@ -112,8 +112,8 @@ impl Default for TransferSpec {
             room_timeout: Picos(3600 * S),
             transfer_timeout: Picos(60 * S),
             drain_timeout: Picos(5 * S),
-            ack_delay: Picos(50_000 * 1_000_000),
-            retransmit: Picos(250_000 * 1_000_000),
+            ack_delay: Picos(200_000 * 1_000_000),
+            retransmit: Picos(S),
             lease: Picos(10 * S),
         }
     }
