@@ -11,6 +11,7 @@
 
 use super::cell::{Cell, Rect};
 use engine::fabric::{Content, Extent, Grid};
+use std::ops::Range;
 
 #[derive(Clone, Debug, Default)]
 enum Column {
@@ -34,6 +35,7 @@ impl Column {
 #[derive(Clone, Debug)]
 pub(crate) struct Phantom {
     page: u64,
+    buffers: u32,
     columns: Vec<Column>,
     /// Recycled between calls.
     spare: Vec<Cell>,
@@ -51,7 +53,7 @@ impl Phantom {
     pub(crate) fn new(grid: &Grid) -> Self {
         let page = grid.page.max(1);
         let columns = grid.pitch.div_ceil(page) as usize;
-        Self { page, columns: vec![Column::Empty; columns], spare: Vec::new() }
+        Self { page, buffers: grid.buffers, columns: vec![Column::Empty; columns], spare: Vec::new() }
     }
 
     /// Cuts the pieces of a buffer at page borders: `each(column, rect, first piece, offset in it)`.
@@ -81,10 +83,40 @@ impl Phantom {
         }
     }
 
+    /// The whole pages that a place begins with, if it is one row in all buffers: their columns, the cell of the first, and the rest of
+    /// the place. Requests are rarely a whole number of pages long; all but their last page go this way.
+    fn whole_pages(&self, place: &Extent, what: Content) -> Option<(Range<usize>, Cell, Extent, Content)> {
+        let page = self.page;
+        let row = place.count == 1
+            && place.buffers.start == 0
+            && place.buffers.end == self.buffers
+            && place.at.is_multiple_of(page)
+            && place.len >= page;
+        let first = (place.at / page) as usize;
+        let pages = first..first + (place.len / page) as usize;
+        (row && pages.end <= self.columns.len()).then(|| {
+            let at = Rect { b0: 0, b1: self.buffers, lo: 0, len: page, count: 1, step: page };
+            let (seed, pos, per_buffer) = (what.seed, what.at, what.per_buffer);
+            let done = place.len / page * page;
+            let rest = Extent { at: place.at + done, len: place.len - done, ..place.clone() };
+            let cell = Cell { at, seed, pos, per_buffer, per_piece: page }.simple();
+            (pages, cell, rest, Content { at: what.at.wrapping_add(done), ..what })
+        })
+    }
+
     /// Names what is at `place`.
     pub(crate) fn stamp(&mut self, place: &Extent, what: Content) {
         if place.buffers.is_empty() || place.len == 0 {
             return;
+        }
+        if let Some((pages, cell, rest, what)) = self.whole_pages(place, what) {
+            let page = self.page;
+            let mut pos = cell.pos;
+            for column in &mut self.columns[pages] {
+                *column = Column::One(Cell { pos, ..cell });
+                pos = pos.wrapping_add(page);
+            }
+            return self.stamp(&rest, what);
         }
         let mut columns = std::mem::take(&mut self.columns);
         let mut spare = std::mem::take(&mut self.spare);
@@ -100,6 +132,18 @@ impl Phantom {
     pub(crate) fn holds(&self, place: &Extent, what: Content) -> bool {
         if place.buffers.is_empty() || place.len == 0 {
             return true;
+        }
+        if let Some((pages, cell, rest, what)) = self.whole_pages(place, what) {
+            let page = self.page;
+            let mut pos = cell.pos;
+            let all = self.columns[pages].iter().all(|column| {
+                let same = matches!(column, Column::One(one) if *one == Cell { pos, ..cell });
+                pos = pos.wrapping_add(page);
+                same
+            });
+            if all {
+                return self.holds(&rest, what);
+            }
         }
         let mut all = true;
         self.cut(place, |column, at, k, offset| {
@@ -154,8 +198,28 @@ impl Phantom {
         let (len, count) =
             if count > 1 && from.step == len && to.step == len { (len * count, 1) } else { (len, count) };
         let (sp, dp) = (source.page, self.page);
-        let mut spare = std::mem::take(&mut self.spare);
         let rect = |b0: u32, lo, len, count, step| Rect { b0, b1: b0 + buffers, lo, len, count, step };
+        // A row of whole pages of which the source knows one thing each, and which leaves nothing of the target's.
+        let all = from.buffer == 0 && to.buffer == 0 && buffers == self.buffers && buffers == source.buffers;
+        let aligned = from.at.is_multiple_of(sp) && to.at.is_multiple_of(dp);
+        if all && count == 1 && sp == dp && aligned && len >= sp {
+            let (s, d, n) = ((from.at / sp) as usize, (to.at / dp) as usize, (len / sp) as usize);
+            let whole = Rect { b0: 0, b1: buffers, lo: 0, len: sp, count: 1, step: sp };
+            let simple = |column: &Column| matches!(column, Column::One(cell) if cell.at == whole);
+            if source.columns[s..s + n].iter().all(simple) {
+                for (new, old) in self.columns[d..d + n].iter_mut().zip(&source.columns[s..s + n]) {
+                    new.clone_from(old);
+                }
+                let done = len / sp * sp;
+                let from = Pieces { at: from.at + done, ..from };
+                let to = Pieces { at: to.at + done, ..to };
+                if done < len {
+                    self.copy_from(source, from, to, buffers, len - done, 1);
+                }
+                return;
+            }
+        }
+        let mut spare = std::mem::take(&mut self.spare);
         let mut k = 0;
         while k < count {
             let (s, d) = (from.at + k * from.step, to.at + k * to.step);
