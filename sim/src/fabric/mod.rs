@@ -680,11 +680,24 @@ impl Fabrics {
             self.touch(there, now);
             self.work(host, id, &segment, there, target, now, q)
         };
+        // ACKs and NAKs are cumulative: this one stands for those that a dead link swallowed.
+        let cqe = self.hosts[host as usize].nic.send_cqe.0;
+        if let Some(qp) = self.hosts[host as usize].qp(id) {
+            let (before, acked) = ((number - qp.head) as usize, (now + back).max(qp.last_ack));
+            let mut seen = false;
+            for earlier in qp.sq.range_mut(..before).filter(|s| s.acked == Time::NEVER) {
+                earlier.acked = acked;
+                seen |= earlier.signaled || earlier.kind.answered();
+            }
+            if seen {
+                qp.last_ack = acked;
+                q.at(acked + cqe, FabricEvent(Inner::Acked { host, qp: id }));
+            }
+        }
         match verdict {
             Ok(()) => {
                 let own = &mut self.hosts[host as usize];
                 own.counters.bytes += if segment.executed { 0 } else { segment.load.bytes };
-                let cqe = own.nic.send_cqe.0;
                 let Some(qp) = own.qp(id) else { return };
                 let acked = if answered { now } else { now + back }.max(qp.last_ack);
                 qp.last_ack = acked;
