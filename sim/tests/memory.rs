@@ -237,7 +237,7 @@ fn names() -> BTreeMap<u64, Content> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     /// The pieces of every stamp, and random places, are asked for after all acts.
     #[test]

@@ -134,9 +134,9 @@ pub struct Ready {
 /// What there is to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadyWhat {
-    /// Completions to poll.
+    /// Completions to poll, until there are none: this is said once per burst.
     Completions(CqId),
-    /// Asynchronous events to take.
+    /// Asynchronous events to take, all of them.
     Events,
 }
 
@@ -996,6 +996,9 @@ impl Segment {
 impl Qp {
     /// READs and atomics that left and are not answered.
     fn outstanding(&self) -> u64 {
+        if self.reads == 0 {
+            return 0;
+        }
         let left = (self.next - self.head) as usize;
         let most = u64::from(self.rts.max_rd_atomic);
         let open = self.sq.iter().take(left).filter(|s| s.kind.answered() && s.acked == Time::NEVER);

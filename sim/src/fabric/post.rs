@@ -63,6 +63,7 @@ impl Qp {
             }
             _ => {
                 chain.segments += 1;
+                self.reads += u32::from(part.kind.answered());
                 self.sq.push_back(Segment {
                     kind: part.kind,
                     load: part.load,

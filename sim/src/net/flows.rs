@@ -58,8 +58,13 @@ pub enum FlowsError {
     #[error("latency {0} us: use a number from 0 to 1e9")]
     Latency(f64),
     /// Flows that never end.
-    #[error("{0} flows never end: the links have no capacity; give them a speed above 0 Gb/s")]
-    Stuck(usize),
+    #[error("{flows} flows never end at {gbps} Gb/s: use a higher speed")]
+    Stuck {
+        /// How many.
+        flows: usize,
+        /// Speed of each link.
+        gbps: f64,
+    },
 }
 
 /// Runs the flows of a text on a star of `hosts` hosts, each with one link up and one link down of
@@ -106,7 +111,7 @@ pub fn run(mut reader: impl BufRead, hosts: u32, gbps: f64, latency_us: f64) -> 
         record(&mut done, &starts, &mut seconds);
     }
     if net.flows() > 0 {
-        return Err(FlowsError::Stuck(net.flows()));
+        return Err(FlowsError::Stuck { flows: net.flows(), gbps });
     }
     Ok(seconds)
 }
@@ -119,20 +124,30 @@ struct Line {
     bytes: f64,
 }
 
+/// Picoseconds.
+const SECOND: u64 = 1_000_000_000_000;
+/// Picoseconds of the last digit after so many decimal places.
+const SCALE: [u64; 13] = {
+    let mut scale = [SECOND; 13];
+    let mut places = 1;
+    while places < scale.len() {
+        scale[places] = scale[places - 1] / 10;
+        places += 1;
+    }
+    scale
+};
 /// Latest start: half of what picoseconds in a u64 can hold, so that ends have room.
 const LATEST: u64 = u64::MAX / 4;
 
 fn parse(line: usize, text: &[u8], hosts: u32, last: Option<u64>) -> Result<Option<Line>, FlowsError> {
-    let mut words = text.split(|b| b.is_ascii_whitespace()).filter(|word| !word.is_empty());
-    let Some(first) = words.next() else { return Ok(None) };
-    if first[0] == b'#' {
+    let (words, count) = split(text);
+    let [first, src, dst, bytes] = words;
+    if count == 0 || first[0] == b'#' {
         return Ok(None);
     }
-    let (Some(src), Some(dst), Some(bytes), None) = (words.next(), words.next(), words.next(), words.next())
-    else {
-        let words = text.split(|b| b.is_ascii_whitespace()).filter(|word| !word.is_empty()).count();
-        return Err(FlowsError::Words { line, words, text: shown(text) });
-    };
+    if count != words.len() {
+        return Err(FlowsError::Words { line, words: count, text: shown(text) });
+    }
     let wrong = |field: &'static str, word: &[u8], expected: String| FlowsError::Value {
         line,
         field,
@@ -140,7 +155,7 @@ fn parse(line: usize, text: &[u8], hosts: u32, last: Option<u64>) -> Result<Opti
         expected,
     };
     let Some(start) = picoseconds(first).filter(|&t| t <= LATEST) else {
-        let expected = format!("use seconds, from 0 to {}", LATEST / 1_000_000_000_000);
+        let expected = format!("use seconds, from 0 to {}", LATEST / SECOND);
         return Err(wrong("start", first, expected));
     };
     if let Some(last) = last
@@ -175,11 +190,37 @@ fn shown(text: &[u8]) -> String {
     text.trim().chars().take(60).collect()
 }
 
+/// The first four words of a line, and how many there are.
+fn split(text: &[u8]) -> ([&[u8]; 4], usize) {
+    let (mut words, mut count) = ([&text[..0]; 4], 0);
+    let mut rest = text;
+    loop {
+        rest = rest.trim_ascii_start();
+        if rest.is_empty() {
+            return (words, count);
+        }
+        let end = rest.iter().position(|&b| b <= b' ').unwrap_or(rest.len()).max(1);
+        if let Some(word) = words.get_mut(count) {
+            *word = &rest[..end];
+        }
+        count += 1;
+        rest = &rest[end..];
+    }
+}
+
 fn decimal(word: &[u8]) -> Option<u64> {
     if word.is_empty() || word.len() > 15 {
         return None;
     }
-    word.iter().try_fold(0u64, |n, b| b.is_ascii_digit().then(|| n * 10 + u64::from(b - b'0')))
+    let mut n = 0;
+    for &byte in word {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        n = n * 10 + u64::from(digit);
+    }
+    Some(n)
 }
 
 fn number(word: &[u8]) -> Option<f64> {
@@ -197,13 +238,13 @@ fn picoseconds(word: &[u8]) -> Option<u64> {
     if places.len() <= 12
         && whole.len() <= 8
         && let Some(s) = decimal(whole)
-        && (places.is_empty() || decimal(places).is_some())
     {
-        let mut ps = decimal(places).unwrap_or(0);
-        for _ in places.len()..12 {
-            ps *= 10;
+        if places.is_empty() {
+            return Some(s * SECOND);
         }
-        return Some(s * 1_000_000_000_000 + ps);
+        if let Some(part) = decimal(places) {
+            return Some(s * SECOND + part * SCALE[places.len()]);
+        }
     }
     let ps = number(word)? * 1e12;
     (ps <= LATEST as f64).then_some((ps + 0.5) as u64)

@@ -1,13 +1,15 @@
 //! Flows in time: who joins, who ends, and when.
 
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use rustc_hash::FxBuildHasher;
 
+use super::class::{Class, ClassKey, FREE, Flow, Target, Targets, WAITING, is_live};
 use super::max_min::MaxMin;
 use super::min_tree::MinTree;
-use super::topology::{LinkId, MAX_CAPACITY, Path, Topology};
+use super::path::{LinkId, Path};
+use super::topology::{MAX_CAPACITY, Topology};
 use super::{Done, FlowId, FlowSpec, NetError, Network};
 
 /// Picoseconds per second: rates are bytes per picosecond inside.
@@ -17,53 +19,9 @@ const PS: f64 = 1e12;
 const CLOSE: f64 = 1.0 / 1024.0;
 /// Service counters beyond this many bytes are set back, to keep targets precise to 2^-13 bytes.
 const REBASE: f64 = (1u64 << 40) as f64;
-/// Class of a flow that waits for its start.
-const WAITING: u32 = u32::MAX;
-/// Number of a place in the flow table that is free.
-const FREE: u64 = u64::MAX;
-
 /// Lookups only; nothing iterates over it, so its order cannot show.
 #[allow(clippy::disallowed_types)]
 type Index = std::collections::HashMap<ClassKey, u32, FxBuildHasher>;
-
-/// What flows must have in common to have one rate. Weight and cap by their bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct ClassKey {
-    ports: u64,
-    choice: u32,
-    weight: u64,
-    cap: u64,
-}
-
-#[derive(Clone, Debug)]
-struct Flow {
-    /// Number of its start, or [`FREE`].
-    seq: u64,
-    spec: FlowSpec,
-    class: u32,
-    /// Service of its class at which it ends, bytes.
-    target: f64,
-}
-
-/// Where a flow of a class ends; the nearest comes out first, then the earliest started.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Target {
-    at: f64,
-    seq: u64,
-    slot: u32,
-}
-
-impl Eq for Target {}
-impl PartialOrd for Target {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Target {
-    fn cmp(&self, other: &Self) -> Ordering {
-        other.at.total_cmp(&self.at).then(other.seq.cmp(&self.seq))
-    }
-}
 
 /// A flow that starts later; the earliest comes out first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,31 +42,6 @@ impl Ord for Later {
     }
 }
 
-/// Flows of one path, weight and cap, which therefore have one rate.
-#[derive(Clone, Debug)]
-struct Class {
-    key: ClassKey,
-    weight: f64,
-    /// Bytes that each flow which was always there had carried at `since`.
-    service: f64,
-    since: u64,
-    /// Bytes per picosecond of each flow.
-    rate: f64,
-    /// Flows, the entries of `targets` that were cancelled or moved apart.
-    live: u32,
-    targets: BinaryHeap<Target>,
-    /// In the list of classes whose flows changed.
-    queued: bool,
-    /// Solve at which its next end was last worked out.
-    timed: u64,
-}
-
-impl Class {
-    fn service_at(&self, now: u64) -> f64 {
-        self.service + self.rate * (now - self.since) as f64
-    }
-}
-
 /// The network at message fidelity: weighted max-min fair rates with a cap per flow.
 #[derive(Clone, Debug)]
 pub struct Fluid {
@@ -119,11 +52,12 @@ pub struct Fluid {
     flows: Vec<Flow>,
     free: Vec<u32>,
     later: BinaryHeap<Later>,
+    /// What the flows asked for that start later, by number.
+    waiting: BTreeMap<u64, FlowSpec>,
     /// Next end of each class.
     ends: MinTree,
     now: u64,
     seq: u64,
-    solves: u64,
     /// Classes whose flows changed since the last solve.
     queue: Vec<u32>,
     /// A capacity changed since the last solve.
@@ -135,7 +69,8 @@ pub struct Fluid {
 impl Fluid {
     /// An idle network at instant 0.
     pub fn new(topology: Topology) -> Self {
-        let sharing = MaxMin::new(topology.links().iter().map(|link| link.capacity / PS));
+        let capacities = topology.links().iter().map(|link| link.capacity / PS);
+        let sharing = MaxMin::new(capacities, topology.longest_path());
         Fluid {
             topology,
             sharing,
@@ -144,10 +79,10 @@ impl Fluid {
             flows: Vec::new(),
             free: Vec::new(),
             later: BinaryHeap::new(),
+            waiting: BTreeMap::new(),
             ends: MinTree::new(),
             now: 0,
             seq: 0,
-            solves: 0,
             queue: Vec::new(),
             relinked: false,
             ready: Vec::new(),
@@ -182,7 +117,7 @@ impl Fluid {
     fn insert(&mut self, spec: &FlowSpec) -> FlowId {
         let seq = self.seq;
         self.seq += 1;
-        let flow = Flow { seq, spec: *spec, class: WAITING, target: 0.0 };
+        let flow = Flow { seq, target: 0.0, bytes: spec.bytes, class: WAITING, tag: spec.tag };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.flows[slot as usize] = flow;
@@ -209,27 +144,29 @@ impl Fluid {
     fn finish(&mut self, slot: u32) {
         let flow = &self.flows[slot as usize];
         let id = FlowId { seq: flow.seq, slot };
-        self.ready.push(Done { at: self.now, flow: id, tag: flow.spec.tag });
+        self.ready.push(Done { at: self.now, flow: id, tag: flow.tag });
         self.free_flow(slot);
     }
 
-    /// Lets a flow take part with `bytes` still to carry.
-    fn join(&mut self, slot: u32, path: &Path, bytes: f64) {
+    /// Lets a flow take part with all its bytes.
+    fn join(&mut self, slot: u32, spec: &FlowSpec, path: &Path) {
+        let key = ClassKey {
+            ports: u64::from(spec.src) << 32 | u64::from(spec.dst),
+            choice: path.choice(),
+            weight: spec.weight.to_bits(),
+            cap: spec.cap.to_bits(),
+        };
+        self.join_class(slot, key, path.links(), spec.bytes);
+    }
+
+    fn join_class(&mut self, slot: u32, key: ClassKey, links: &[LinkId], bytes: f64) {
         if bytes <= 0.0 {
             self.finish(slot);
             return;
         }
-        let spec = &self.flows[slot as usize].spec;
-        let (weight, cap) = (spec.weight, spec.cap);
-        let key = ClassKey {
-            ports: u64::from(spec.src) << 32 | u64::from(spec.dst),
-            choice: path.choice(),
-            weight: weight.to_bits(),
-            cap: cap.to_bits(),
-        };
         let at = match self.index.get(&key) {
             Some(&at) => at,
-            None => self.add_class(key, path, weight, cap),
+            None => self.add_class(key, links),
         };
         self.settle(at);
         let class = &mut self.classes[at as usize];
@@ -242,27 +179,25 @@ impl Fluid {
         self.enqueue(at);
     }
 
-    fn add_class(&mut self, key: ClassKey, path: &Path, weight: f64, cap: f64) -> u32 {
+    fn add_class(&mut self, key: ClassKey, links: &[LinkId]) -> u32 {
+        let (weight, cap) = (f64::from_bits(key.weight), f64::from_bits(key.cap));
         // A path without links carries everything at once; a finite rate keeps sums finite.
-        let cap = if path.links().is_empty() { cap.min(MAX_CAPACITY) } else { cap };
-        let at = self.sharing.add(path.links(), cap / PS / weight);
+        let cap = if links.is_empty() { cap.min(MAX_CAPACITY) } else { cap };
+        let at = self.sharing.add(links, cap / PS / weight);
         if at as usize == self.classes.len() {
             self.ends.reserve(at as usize);
             self.classes.push(Class {
                 key,
-                weight,
                 service: 0.0,
                 since: self.now,
                 rate: 0.0,
                 live: 0,
-                targets: BinaryHeap::new(),
+                targets: Targets::default(),
                 queued: false,
-                timed: 0,
             });
         } else {
             let class = &mut self.classes[at as usize];
             class.key = key;
-            class.weight = weight;
             class.service = 0.0;
             class.since = self.now;
             class.rate = 0.0;
@@ -290,7 +225,7 @@ impl Fluid {
         // What stays of it in the heap is dropped when it comes up, or here when there is much.
         if class.targets.len() > 2 * class.live as usize + 32 {
             let flows = &self.flows;
-            class.targets.retain(|entry| is_live(flows, at, entry));
+            class.targets.rebuild(|entry| is_live(flows, at, entry));
         }
         let left = target - class.service;
         self.enqueue(at);
@@ -305,13 +240,15 @@ impl Fluid {
         if class.service > REBASE {
             let base = class.service;
             class.service = 0.0;
-            let mut targets = std::mem::take(&mut class.targets).into_vec();
-            targets.retain(|entry| is_live(&self.flows, at, entry));
-            for entry in &mut targets {
+            let flows = &mut self.flows;
+            class.targets.rebuild(|entry| {
+                let live = is_live(flows, at, entry);
                 entry.at -= base;
-                self.flows[entry.slot as usize].target = entry.at;
-            }
-            class.targets = BinaryHeap::from(targets);
+                if live {
+                    flows[entry.slot as usize].target = entry.at;
+                }
+                live
+            });
         }
     }
 
@@ -321,16 +258,14 @@ impl Fluid {
             return;
         }
         self.relinked = false;
-        self.solves += 1;
         for i in 0..self.queue.len() {
             let at = self.queue[i];
             let class = &mut self.classes[at as usize];
-            class.queued = false;
             if class.live > 0 {
-                self.sharing.set_weight(at, f64::from(class.live) * class.weight);
+                self.sharing.set_weight(at, f64::from(class.live) * class.weight());
             } else {
                 class.targets.clear();
-                class.timed = self.solves;
+                class.queued = false;
                 self.index.remove(&class.key);
                 self.ends.set(at as usize, MinTree::NEVER);
                 self.sharing.remove(at);
@@ -341,12 +276,12 @@ impl Fluid {
             let at = self.sharing.changed()[i];
             self.settle(at);
             let class = &mut self.classes[at as usize];
-            class.rate = class.weight * self.sharing.level(at);
-            class.timed = self.solves;
+            class.rate = class.weight() * self.sharing.level(at);
+            class.queued = false;
             self.retime(at);
         }
         while let Some(at) = self.queue.pop() {
-            if self.classes[at as usize].timed != self.solves {
+            if std::mem::take(&mut self.classes[at as usize].queued) {
                 self.retime(at);
             }
         }
@@ -355,12 +290,12 @@ impl Fluid {
     /// Works out when the next flow of a class ends.
     fn retime(&mut self, at: u32) {
         let class = &mut self.classes[at as usize];
-        while let Some(top) = class.targets.peek()
-            && !is_live(&self.flows, at, top)
+        while let Some(top) = class.targets.first
+            && !is_live(&self.flows, at, &top)
         {
             class.targets.pop();
         }
-        let end = match class.targets.peek() {
+        let end = match class.targets.first {
             Some(top) if class.rate > 0.0 => {
                 // A flow with bytes left never ends at the instant of a solve: what ends now was
                 // taken out before.
@@ -378,7 +313,9 @@ impl Fluid {
         let mut first = true;
         loop {
             let class = &mut self.classes[at as usize];
-            let Some(&top) = class.targets.peek() else { break };
+            let Some(top) = class.targets.first else {
+                break;
+            };
             if is_live(&self.flows, at, &top) {
                 if !first && top.at - class.service > class.rate * CLOSE {
                     break;
@@ -416,14 +353,11 @@ impl Fluid {
                 && later.at <= next
             {
                 self.later.pop();
-                let flow = &self.flows[later.slot as usize];
-                if flow.seq != later.seq {
-                    continue;
-                }
-                let spec = flow.spec;
-                match self.topology.path(spec.src, spec.dst, spec.label) {
-                    Some(path) => self.join(later.slot, &path, spec.bytes),
-                    None => self.free_flow(later.slot),
+                // A flow that was cancelled waits no more, and a path that was there stays.
+                if let Some(spec) = self.waiting.remove(&later.seq)
+                    && let Some(path) = self.topology.path(spec.src, spec.dst, spec.label)
+                {
+                    self.join(later.slot, &spec, &path);
                 }
             }
         }
@@ -436,7 +370,7 @@ impl Network for Fluid {
         let path = self.check(flow)?;
         self.play(now);
         let id = self.insert(flow);
-        self.join(id.slot, &path, flow.bytes);
+        self.join(id.slot, flow, &path);
         Ok(id)
     }
 
@@ -445,8 +379,9 @@ impl Network for Fluid {
         self.play(now);
         let id = self.insert(flow);
         if at <= self.now {
-            self.join(id.slot, &path, flow.bytes);
+            self.join(id.slot, flow, &path);
         } else {
+            self.waiting.insert(id.seq, *flow);
             self.later.push(Later { at, seq: id.seq, slot: id.slot });
         }
         Ok(id)
@@ -458,7 +393,7 @@ impl Network for Fluid {
         }
         self.resolve();
         while let Some(later) = self.later.peek()
-            && self.flows[later.slot as usize].seq != later.seq
+            && !self.waiting.contains_key(&later.seq)
         {
             self.later.pop();
         }
@@ -478,8 +413,13 @@ impl Network for Fluid {
     fn cancel(&mut self, now: u64, flow: FlowId) -> Result<f64, NetError> {
         self.play(now);
         let state = self.find(flow)?;
-        let bytes = state.spec.bytes;
-        let left = if state.class == WAITING { bytes } else { self.leave(flow.slot) };
+        let bytes = state.bytes;
+        let left = if state.class == WAITING {
+            self.waiting.remove(&flow.seq);
+            bytes
+        } else {
+            self.leave(flow.slot)
+        };
         self.free_flow(flow.slot);
         Ok((bytes - left).max(0.0))
     }
@@ -491,7 +431,7 @@ impl Network for Fluid {
             return Ok(0.0);
         }
         let left = state.target - self.classes[state.class as usize].service_at(self.now);
-        Ok((state.spec.bytes - left.max(0.0)).max(0.0))
+        Ok((state.bytes - left.max(0.0)).max(0.0))
     }
 
     fn rate(&mut self, now: u64, flow: FlowId) -> Result<f64, NetError> {
@@ -505,18 +445,20 @@ impl Network for Fluid {
     fn reshape(&mut self, now: u64, flow: FlowId, weight: f64, cap: f64) -> Result<(), NetError> {
         check_shape(weight, cap)?;
         self.play(now);
-        let spec = self.find(flow)?.spec;
-        if weight.to_bits() == spec.weight.to_bits() && cap.to_bits() == spec.cap.to_bits() {
+        let at = self.find(flow)?.class;
+        if at == WAITING {
+            if let Some(spec) = self.waiting.get_mut(&flow.seq) {
+                spec.weight = weight;
+                spec.cap = cap;
+            }
             return Ok(());
         }
-        let (src, dst) = (spec.src, spec.dst);
-        let path = self.topology.path(src, dst, spec.label).ok_or(NetError::NoPath { src, dst })?;
-        let state = &mut self.flows[flow.slot as usize];
-        state.spec.weight = weight;
-        state.spec.cap = cap;
-        if state.class != WAITING {
+        let old = self.classes[at as usize].key;
+        let key = ClassKey { weight: weight.to_bits(), cap: cap.to_bits(), ..old };
+        if key != old {
+            let links: Vec<LinkId> = self.sharing.path(at).collect();
             let left = self.leave(flow.slot);
-            self.join(flow.slot, &path, left);
+            self.join_class(flow.slot, key, &links, left);
         }
         Ok(())
     }
@@ -545,12 +487,6 @@ fn check_shape(weight: f64, cap: f64) -> Result<(), NetError> {
         return Err(NetError::Weight(weight));
     }
     if cap >= 0.0 { Ok(()) } else { Err(NetError::Cap(cap)) }
-}
-
-/// Whether an entry of a class's heap still stands for a flow of it.
-fn is_live(flows: &[Flow], class: u32, entry: &Target) -> bool {
-    let flow = &flows[entry.slot as usize];
-    flow.seq == entry.seq && flow.class == class && flow.target == entry.at
 }
 
 /// The least whole number not below `x`, 0 for what is not above 0, saturating.

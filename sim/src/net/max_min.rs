@@ -11,7 +11,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use super::topology::{LinkId, MAX_HOPS};
+use super::path::LinkId;
 
 /// Relative difference below which two levels, or a load and a capacity, count as equal: far above
 /// the rounding of sums over thousands of classes, far below anything a result shows.
@@ -26,7 +26,7 @@ const NONE: u32 = u32::MAX;
 /// Bottleneck of a class which its own limit holds back.
 const LIMIT: u32 = u32::MAX - 1;
 
-/// What the scans over a link's classes read; the rest is in [`Route`].
+/// What the scans over a link's classes read; its path is in `hops`.
 #[derive(Clone, Debug)]
 struct Class {
     /// Rate per unit of weight, bytes per picosecond.
@@ -38,17 +38,17 @@ struct Class {
     /// Link (or [`LIMIT`]) that holds it back.
     bottleneck: u32,
     /// Round in which it was last filled again.
-    round: u32,
-    /// Has its level in the pass under way.
-    fixed: bool,
+    round: u64,
+    /// Links of its path.
+    len: u32,
 }
 
-#[derive(Clone, Debug)]
-struct Route {
-    links: [u32; MAX_HOPS],
-    /// Place of the class in the list of each of those links.
-    places: [u32; MAX_HOPS],
-    len: u8,
+/// A link of a class's path.
+#[derive(Clone, Copy, Debug)]
+struct Hop {
+    link: u32,
+    /// Place of the class in the link's list.
+    place: u32,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -62,25 +62,38 @@ struct Link {
     held: u32,
     /// Changes of `used` since it was last summed up.
     drift: u32,
-    /// In the list of links whose load or capacity changed.
-    dirty: bool,
     /// Round in which it was last touched.
-    round: u32,
+    round: u64,
     /// Place in the list of touched links.
     slot: u32,
-    /// Left over by the classes that keep their level; weight and number of the others.
+    /// In the list of links whose load or capacity changed.
+    dirty: bool,
+}
+
+/// A link touched in this round. Together with [`Active`] and [`Crossing`] it keeps what the passes
+/// work on close together in memory.
+#[derive(Clone, Debug)]
+struct Touched {
+    link: u32,
+    /// Last of its crossings.
+    crossing: u32,
+    /// All its classes, active or not.
+    classes: u32,
+    capacity: f64,
+    /// Capacity that the classes which keep their level leave over.
     spare: f64,
+    /// Weight and number of the active classes.
     spare_weight: f64,
     spare_open: u32,
-    /// The same during a pass, less those that got their level.
-    rest: f64,
-    open_weight: f64,
+    /// Number, weight and capacity of those without a level in this pass.
     open: u32,
+    open_weight: f64,
+    rest: f64,
     /// Level at which it filled up in the last pass, infinite if it did not.
     full_at: f64,
 }
 
-impl Link {
+impl Touched {
     fn share(&self) -> f64 {
         if self.open == 0 {
             f64::INFINITY
@@ -90,6 +103,28 @@ impl Link {
             0.0
         }
     }
+}
+
+/// A class being filled.
+#[derive(Clone, Debug)]
+struct Active {
+    class: u32,
+    /// Its crossings are `first..first + len`.
+    first: u32,
+    len: u32,
+    /// Slot of the link that holds it back, or [`LIMIT`]; [`NONE`] before it has a level.
+    bottleneck: u32,
+    weight: f64,
+    level: f64,
+}
+
+/// An active class on a touched link.
+#[derive(Clone, Copy, Debug)]
+struct Crossing {
+    slot: u32,
+    active: u32,
+    /// Another crossing of the same link, or [`NONE`].
+    next: u32,
 }
 
 /// A link's share when it was put into the heap; the least comes out first, then the lowest slot.
@@ -116,53 +151,68 @@ impl Ord for Share {
 pub(super) struct MaxMin {
     links: Vec<Link>,
     classes: Vec<Class>,
-    routes: Vec<Route>,
+    /// Paths, each in `stride` places.
+    hops: Vec<Hop>,
+    stride: usize,
     free: Vec<u32>,
     dirty_links: Vec<u32>,
     dirty_classes: Vec<u32>,
-    round: u32,
-    /// Classes being filled, with the level they had.
-    active: Vec<(u32, f64)>,
-    /// Links of the active classes and dirty links.
-    touched: Vec<u32>,
+    round: u64,
+    active: Vec<Active>,
+    /// Links of the active classes and dirty links; `slot` is a place here.
+    touched: Vec<Touched>,
+    crossings: Vec<Crossing>,
     /// Share of each touched link, by slot.
     shares: Vec<f64>,
     heap: BinaryHeap<Share>,
-    /// Active classes with a limit, lowest first.
+    /// Limits of active classes that have one, lowest first, with the place in `active`.
     limited: Vec<(f64, u32)>,
+    /// Classes that the last pass left without a bottleneck.
     broken: Vec<u32>,
     changed: Vec<u32>,
 }
 
 impl MaxMin {
-    /// A solver over links of these capacities, without classes.
-    pub(super) fn new(capacities: impl Iterator<Item = f64>) -> Self {
+    /// A solver over links of these capacities, without classes; no path crosses more than
+    /// `longest` links.
+    pub(super) fn new(capacities: impl Iterator<Item = f64>, longest: usize) -> Self {
         let links = capacities.map(|capacity| Link { capacity, ..Link::default() }).collect();
-        MaxMin { links, ..MaxMin::default() }
+        MaxMin { links, stride: longest, ..MaxMin::default() }
     }
 
     /// Adds a class of weight 0 and returns its place; places of removed classes are used again.
     pub(super) fn add(&mut self, path: &[LinkId], limit: f64) -> u32 {
-        let class = Class { level: 0.0, weight: 0.0, limit, bottleneck: NONE, round: 0, fixed: false };
-        let mut route = Route { links: [0; MAX_HOPS], places: [0; MAX_HOPS], len: path.len() as u8 };
+        let class =
+            Class { level: 0.0, weight: 0.0, limit, bottleneck: NONE, round: 0, len: path.len() as u32 };
         let at = match self.free.pop() {
-            Some(at) => at,
-            None => self.classes.len() as u32,
+            Some(at) => {
+                self.classes[at as usize] = class;
+                at
+            }
+            None => {
+                self.classes.push(class);
+                let end = self.classes.len() * self.stride;
+                self.hops.resize(end, Hop { link: 0, place: 0 });
+                self.classes.len() as u32 - 1
+            }
         };
-        for (hop, link) in path.iter().enumerate() {
+        let first = at as usize * self.stride;
+        for (hop, link) in self.hops[first..].iter_mut().zip(path) {
             let classes = &mut self.links[link.0 as usize].classes;
-            route.links[hop] = link.0;
-            route.places[hop] = classes.len() as u32;
+            *hop = Hop { link: link.0, place: classes.len() as u32 };
             classes.push(at);
         }
-        if at as usize == self.classes.len() {
-            self.classes.push(class);
-            self.routes.push(route);
-        } else {
-            self.classes[at as usize] = class;
-            self.routes[at as usize] = route;
-        }
         at
+    }
+
+    /// Links of a class.
+    pub(super) fn path(&self, at: u32) -> impl Iterator<Item = LinkId> {
+        self.hops[self.hops(at)].iter().map(|hop| LinkId(hop.link))
+    }
+
+    fn hops(&self, at: u32) -> std::ops::Range<usize> {
+        let first = at as usize * self.stride;
+        first..first + self.classes[at as usize].len as usize
     }
 
     /// Sets the weight of all flows of a class together, above 0.
@@ -188,17 +238,14 @@ impl MaxMin {
             self.links[bottleneck as usize].held -= 1;
         }
         self.load_changed(at, -less);
-        for hop in 0..usize::from(self.routes[at as usize].len) {
-            let route = &self.routes[at as usize];
-            let (link, place) = (route.links[hop], route.places[hop]);
+        for hop in self.hops(at) {
+            let Hop { link, place } = self.hops[hop];
             let state = &mut self.links[link as usize];
             state.classes.swap_remove(place as usize);
             if let Some(&moved) = state.classes.get(place as usize) {
-                let route = &mut self.routes[moved as usize];
-                for other in 0..usize::from(route.len) {
-                    if route.links[other] == link {
-                        route.places[other] = place;
-                    }
+                let hops = self.hops(moved);
+                for hop in self.hops[hops].iter_mut().filter(|hop| hop.link == link) {
+                    hop.place = place;
                 }
             } else if state.classes.is_empty() {
                 state.used = 0.0;
@@ -222,8 +269,8 @@ impl MaxMin {
     }
 
     fn load_changed(&mut self, at: u32, more: f64) {
-        for hop in 0..usize::from(self.routes[at as usize].len) {
-            let link = self.routes[at as usize].links[hop];
+        for hop in self.hops(at) {
+            let link = self.hops[hop].link;
             self.links[link as usize].used += more;
             self.mark(link);
         }
@@ -251,6 +298,7 @@ impl MaxMin {
         self.round += 1;
         self.active.clear();
         self.touched.clear();
+        self.crossings.clear();
         self.shares.clear();
         self.limited.clear();
         while let Some(at) = self.dirty_classes.pop() {
@@ -276,35 +324,40 @@ impl MaxMin {
         self.commit();
     }
 
-    #[inline]
-    fn touch(&mut self, link: u32) {
+    /// Slot of a link in this round.
+    fn touch(&mut self, link: u32) -> u32 {
         let state = &mut self.links[link as usize];
         if state.round != self.round {
             state.round = self.round;
             state.slot = self.touched.len() as u32;
-            state.spare = state.capacity - state.used;
-            state.spare_weight = 0.0;
-            state.spare_open = 0;
-            self.touched.push(link);
+            self.touched.push(Touched {
+                link,
+                crossing: NONE,
+                classes: state.classes.len() as u32,
+                capacity: state.capacity,
+                spare: state.capacity - state.used,
+                spare_weight: 0.0,
+                spare_open: 0,
+                open: 0,
+                open_weight: 0.0,
+                rest: 0.0,
+                full_at: f64::INFINITY,
+            });
             self.shares.push(f64::INFINITY);
         }
+        state.slot
     }
 
     fn activate_held(&mut self, link: u32) {
-        let held = self.links[link as usize].held;
-        if held == 0 {
-            return;
-        }
-        let mut left = held;
-        for place in 0..self.links[link as usize].classes.len() {
+        let mut left = self.links[link as usize].held;
+        let mut place = 0;
+        while left > 0 && place < self.links[link as usize].classes.len() {
             let at = self.links[link as usize].classes[place];
             if self.classes[at as usize].bottleneck == link {
                 self.activate(at);
                 left -= 1;
-                if left == 0 {
-                    break;
-                }
             }
+            place += 1;
         }
     }
 
@@ -316,46 +369,49 @@ impl MaxMin {
         class.round = self.round;
         let bottleneck = std::mem::replace(&mut class.bottleneck, NONE);
         let (level, weight, limit) = (class.level, class.weight, class.limit);
-        self.active.push((at, level));
+        let active = self.active.len() as u32;
         if limit < f64::INFINITY {
-            self.limited.push((limit, at));
+            self.limited.push((limit, active));
         }
         if bottleneck < LIMIT {
             self.links[bottleneck as usize].held -= 1;
         }
+        let first = self.crossings.len() as u32;
         let load = weight * level;
-        for hop in 0..usize::from(self.routes[at as usize].len) {
-            let link = self.routes[at as usize].links[hop];
-            self.touch(link);
-            let state = &mut self.links[link as usize];
+        let hops = self.hops(at);
+        let len = hops.len() as u32;
+        for (crossing, hop) in (first..).zip(hops) {
+            let slot = self.touch(self.hops[hop].link);
+            let state = &mut self.touched[slot as usize];
             state.spare += load;
             state.spare_weight += weight;
             state.spare_open += 1;
+            let next = std::mem::replace(&mut state.crossing, crossing);
+            self.crossings.push(Crossing { slot, active, next });
         }
+        self.active.push(Active { class: at, first, len, bottleneck: NONE, weight, level });
     }
 
     /// Progressive filling of the active classes.
     fn fill(&mut self) {
-        for (slot, &link) in self.touched.iter().enumerate() {
-            let state = &mut self.links[link as usize];
-            state.rest = state.spare;
+        for (state, share) in self.touched.iter_mut().zip(&mut self.shares) {
+            // Differences of large numbers leave crumbs, which must not make a rate.
+            let all = state.spare_open == state.classes;
+            state.rest = if all { state.capacity } else { state.spare.min(state.capacity) };
             state.open_weight = state.spare_weight;
             state.open = state.spare_open;
             state.full_at = f64::INFINITY;
-            self.shares[slot] = state.share();
+            *share = state.share();
         }
-        for &(at, _) in &self.active {
-            self.classes[at as usize].fixed = false;
+        for active in &mut self.active {
+            active.bottleneck = NONE;
         }
         self.limited.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        self.heap.clear();
         let by_heap = self.touched.len() > SCAN;
         if by_heap {
-            for (slot, &share) in self.shares.iter().enumerate() {
-                if share < f64::INFINITY {
-                    self.heap.push(Share { share, slot: slot as u32 });
-                }
-            }
+            self.heap.clear();
+            let shares = self.shares.iter().enumerate().filter(|(_, share)| **share < f64::INFINITY);
+            self.heap.extend(shares.map(|(slot, &share)| Share { share, slot: slot as u32 }));
         }
         let mut left = self.active.len();
         let mut next_limited = 0;
@@ -364,12 +420,12 @@ impl MaxMin {
             // Shares only grow while classes below them get their level, so every limit up to the
             // least share can be granted at once.
             let before = left;
-            while let Some(&(limit, at)) = self.limited.get(next_limited)
+            while let Some(&(limit, active)) = self.limited.get(next_limited)
                 && limit <= least.share
             {
                 next_limited += 1;
-                if !self.classes[at as usize].fixed {
-                    self.fix(at, limit, LIMIT);
+                if self.active[active as usize].bottleneck == NONE {
+                    self.fix(active, limit, LIMIT);
                     left -= 1;
                 }
             }
@@ -408,44 +464,37 @@ impl MaxMin {
 
     /// Gives all open classes of the fullest link its share; returns how many.
     fn fill_link(&mut self, least: Share) -> usize {
-        let link = self.touched[least.slot as usize];
-        let classes = std::mem::take(&mut self.links[link as usize].classes);
-        let open = self.links[link as usize].open as usize;
-        let mut left = open;
-        for &at in &classes {
-            let class = &self.classes[at as usize];
-            if class.round == self.round && !class.fixed {
-                self.fix(at, least.share, link);
-                left -= 1;
-                if left == 0 {
-                    break;
-                }
-            }
-        }
-        let state = &mut self.links[link as usize];
-        state.classes = classes;
+        let state = &mut self.touched[least.slot as usize];
+        let open = state.open as usize;
+        let mut crossing = state.crossing;
         state.rest = state.rest.min(0.0);
         state.open = 0;
         state.full_at = least.share;
         self.shares[least.slot as usize] = f64::INFINITY;
+        while crossing != NONE {
+            let Crossing { active, next, .. } = self.crossings[crossing as usize];
+            if self.active[active as usize].bottleneck == NONE {
+                self.fix(active, least.share, least.slot);
+            }
+            crossing = next;
+        }
         open
     }
 
-    #[inline]
-    fn fix(&mut self, at: u32, level: f64, bottleneck: u32) {
-        let class = &mut self.classes[at as usize];
-        class.level = level;
-        class.bottleneck = bottleneck;
-        class.fixed = true;
-        let (weight, load) = (class.weight, class.weight * level);
-        let route = &self.routes[at as usize];
-        for &link in &route.links[..usize::from(route.len)] {
-            if link != bottleneck {
-                let state = &mut self.links[link as usize];
+    /// Gives an active class its level; `bottleneck` is a slot, whose own numbers stay.
+    fn fix(&mut self, active: u32, level: f64, bottleneck: u32) {
+        let active = &mut self.active[active as usize];
+        active.level = level;
+        active.bottleneck = bottleneck;
+        let load = active.weight * level;
+        let crossings = active.first as usize..(active.first + active.len) as usize;
+        for crossing in &self.crossings[crossings] {
+            if crossing.slot != bottleneck {
+                let state = &mut self.touched[crossing.slot as usize];
                 state.rest -= load;
-                state.open_weight -= weight;
+                state.open_weight -= active.weight;
                 state.open -= 1;
-                self.shares[state.slot as usize] = state.share();
+                self.shares[crossing.slot as usize] = state.share();
             }
         }
     }
@@ -453,61 +502,64 @@ impl MaxMin {
     /// Collects the classes outside the active set which the last pass left without a bottleneck
     /// or above the level of a full link.
     fn check(&mut self) {
-        for &link in &self.touched {
-            let state = &self.links[link as usize];
-            if state.spare_open as usize == state.classes.len() {
+        for state in &self.touched {
+            if state.spare_open == state.classes {
                 continue;
             }
+            let link = &self.links[state.link as usize];
+            let (mut low, mut high) = (0.0, f64::INFINITY);
             let slack = SAME * state.capacity;
-            let level = state.full_at;
-            if level < f64::INFINITY {
-                let (low, high) = (level * (1.0 - SAME), level * (1.0 + SAME));
-                for &at in &state.classes {
-                    let class = &self.classes[at as usize];
-                    let off = class.level > high || class.bottleneck == link && class.level < low;
-                    if off && class.round != self.round {
-                        self.broken.push(at);
-                    }
-                }
+            if state.full_at < f64::INFINITY {
+                low = state.full_at * (1.0 - SAME);
+                high = state.full_at * (1.0 + SAME);
             } else if state.rest < -slack {
                 // Nobody active could give way: the capacity fell below what the others carry.
-                let others = state.classes.iter().copied();
-                self.broken.extend(others.filter(|&at| self.classes[at as usize].round != self.round));
-            } else if state.held > 0 {
-                let least = if state.rest > slack {
-                    f64::INFINITY
-                } else {
-                    let levels = state.classes.iter().map(|&at| self.classes[at as usize].level);
-                    levels.fold(0.0, f64::max) * (1.0 - SAME)
-                };
-                for &at in &state.classes {
-                    let class = &self.classes[at as usize];
-                    if class.bottleneck == link && class.level < least && class.round != self.round {
-                        self.broken.push(at);
-                    }
+                high = -1.0;
+            } else if link.held > 0 && state.rest > slack {
+                low = f64::INFINITY;
+            } else if link.held > 0 {
+                let mut crossing = state.crossing;
+                while crossing != NONE {
+                    let Crossing { active, next, .. } = self.crossings[crossing as usize];
+                    low = self.active[active as usize].level.max(low);
+                    crossing = next;
+                }
+                low *= 1.0 - SAME;
+            } else {
+                continue;
+            }
+            for &at in &link.classes {
+                let class = &self.classes[at as usize];
+                let off = class.level > high || class.level < low && class.bottleneck == state.link;
+                if off && class.round != self.round {
+                    self.broken.push(at);
                 }
             }
         }
     }
 
     fn commit(&mut self) {
-        for &(at, old) in &self.active {
-            let class = &self.classes[at as usize];
-            if class.bottleneck < LIMIT {
-                self.links[class.bottleneck as usize].held += 1;
+        for active in &self.active {
+            let class = &mut self.classes[active.class as usize];
+            class.bottleneck = active.bottleneck;
+            if active.bottleneck < LIMIT {
+                let link = self.touched[active.bottleneck as usize].link;
+                class.bottleneck = link;
+                self.links[link as usize].held += 1;
             }
-            if class.level != old {
-                self.changed.push(at);
+            if class.level != active.level {
+                class.level = active.level;
+                self.changed.push(active.class);
             }
         }
-        for &link in &self.touched {
-            let state = &mut self.links[link as usize];
-            state.drift += 1;
-            state.used = if state.drift < RESUM {
+        for state in &self.touched {
+            let link = &mut self.links[state.link as usize];
+            link.drift += 1;
+            link.used = if link.drift < RESUM {
                 state.capacity - state.rest
             } else {
-                state.drift = 0;
-                let classes = state.classes.iter().map(|&at| &self.classes[at as usize]);
+                link.drift = 0;
+                let classes = link.classes.iter().map(|&at| &self.classes[at as usize]);
                 classes.map(|class| class.weight * class.level).sum()
             };
         }

@@ -8,14 +8,17 @@
 //! Times are whole picoseconds, capacities and caps are bytes per second. Nothing here depends on
 //! the machine: only `+ - * /` on `f64`, and no iteration over hash maps.
 
+mod class;
 pub mod flows;
 mod fluid;
 mod max_min;
 mod min_tree;
+mod path;
 mod topology;
 
 pub use fluid::Fluid;
-pub use topology::{LeafSpine, Link, LinkId, MAX_HOPS, Path, Topology, TopologyError};
+pub use path::{Link, LinkId, MAX_HOPS, Path, TopologyError};
+pub use topology::{LeafSpine, Topology};
 
 use thiserror::Error;
 

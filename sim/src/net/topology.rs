@@ -2,109 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use thiserror::Error;
-
-/// Most links that one path may cross.
-pub const MAX_HOPS: usize = 12;
+use super::path::{Link, LinkId, MAX_HOPS, Path, TopologyError};
 
 /// Largest capacity a link may have, bytes per second; keeps every rate finite.
 pub(super) const MAX_CAPACITY: f64 = 1e18;
-
-/// A directed link, by its place in the topology.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LinkId(pub u32);
-
-/// What a directed link can do.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Link {
-    /// Bytes per second.
-    pub capacity: f64,
-    /// Picoseconds a bit takes to cross it.
-    pub latency: u64,
-}
-
-/// The links from one port to another, in order. Copied by value: it is small and needs no table of
-/// all pairs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Path {
-    links: [LinkId; MAX_HOPS],
-    len: u8,
-    /// Which of the equal-cost paths between its ports.
-    choice: u32,
-    latency: u64,
-}
-
-impl Path {
-    const EMPTY: Path = Path { links: [LinkId(0); MAX_HOPS], len: 0, choice: 0, latency: 0 };
-
-    pub(super) fn choice(&self) -> u32 {
-        self.choice
-    }
-
-    /// The links in the order a bit crosses them, each once.
-    pub fn links(&self) -> &[LinkId] {
-        &self.links[..usize::from(self.len)]
-    }
-
-    /// Picoseconds a bit takes over all of them.
-    pub fn latency(&self) -> u64 {
-        self.latency
-    }
-}
-
-/// Why a topology cannot be built.
-#[derive(Clone, Debug, PartialEq, Error)]
-pub enum TopologyError {
-    /// A count that must not be zero.
-    #[error("{what} is 0: a topology needs at least one")]
-    Zero {
-        /// Which count.
-        what: &'static str,
-    },
-    /// A speed that is not one.
-    #[error("{what} is {value}: use a finite number that is not negative, at most 1e18 bytes/s")]
-    Speed {
-        /// Which speed.
-        what: &'static str,
-        /// The value given.
-        value: f64,
-    },
-    /// A port that does not exist.
-    #[error("port {port} does not exist: the topology has {ports} ports")]
-    NoPort {
-        /// The port asked for.
-        port: u32,
-        /// How many there are.
-        ports: usize,
-    },
-    /// A leaf switch that does not exist.
-    #[error("port {port} is attached to leaf {leaf}, but there are {leaves} leaves")]
-    NoLeaf {
-        /// The port.
-        port: usize,
-        /// Its leaf.
-        leaf: u32,
-        /// How many there are.
-        leaves: u32,
-    },
-    /// A link that does not exist.
-    #[error("link {link} does not exist: the topology has {links} links")]
-    NoLink {
-        /// The link asked for.
-        link: u32,
-        /// How many there are.
-        links: usize,
-    },
-    /// More links on a path than it may have.
-    #[error("a path would cross {hops} links: at most {MAX_HOPS} are allowed")]
-    TooLong {
-        /// Links on the longest path.
-        hops: usize,
-    },
-    /// More links than a number can name.
-    #[error("{0} ports or links: at most 2^31 are allowed")]
-    TooMany(u64),
-}
 
 /// Numbers that describe a two-level leaf-spine network.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -141,12 +42,10 @@ struct Port {
     ingress: Vec<LinkId>,
     /// Links of a message to the port itself, between `egress` and `ingress`.
     loopback: Vec<LinkId>,
-    up: LinkIdOrNone,
-    down: LinkIdOrNone,
+    up: Option<LinkId>,
+    /// `None` at the end of a cable, which is the other end's `up`.
+    down: Option<LinkId>,
 }
-
-/// A cable needs no second link, so its receiving port has none of its own.
-type LinkIdOrNone = Option<LinkId>;
 
 /// Links, ports and routes. A path is: host side of the sender, its port up, the switches, the
 /// receiver's port down, host side of the receiver. A message from a port to itself takes the two
@@ -158,11 +57,13 @@ pub struct Topology {
     ports: Vec<Port>,
     core: Core,
     routes: BTreeMap<(u32, u32), Path>,
+    /// Most egress, ingress and loopback links of any port.
+    longest: [usize; 3],
 }
 
 fn bytes_per_s(what: &'static str, gbps: f64) -> Result<f64, TopologyError> {
     let rate = gbps * 1e9 / 8.0;
-    if rate >= 0.0 && rate <= MAX_CAPACITY {
+    if (0.0..=MAX_CAPACITY).contains(&rate) {
         Ok(rate)
     } else {
         Err(TopologyError::Speed { what, value: gbps })
@@ -176,7 +77,7 @@ fn some(what: &'static str, count: u32) -> Result<u32, TopologyError> {
 impl Topology {
     fn empty(ports: u32, core: Core) -> Self {
         let ports = (0..ports).map(|host| Port { host, ..Port::default() }).collect();
-        Topology { links: Vec::new(), ports, core, routes: BTreeMap::new() }
+        Topology { links: Vec::new(), ports, core, routes: BTreeMap::new(), longest: [0; 3] }
     }
 
     /// One switch; each port (a host of its own until [`set_host`](Self::set_host)) has a link up
@@ -226,8 +127,7 @@ impl Topology {
             return Err(TopologyError::TooMany(leaf_of.len() as u64));
         }
         if !(spec.oversubscription > 0.0 && spec.oversubscription.is_finite()) {
-            let value = spec.oversubscription;
-            return Err(TopologyError::Speed { what: "oversubscription", value });
+            return Err(TopologyError::Oversubscription(spec.oversubscription));
         }
         let mut on_leaf = vec![0u32; spec.leaves as usize];
         for (port, &leaf) in leaf_of.iter().enumerate() {
@@ -281,24 +181,39 @@ impl Topology {
     /// Puts a link on everything that leaves through `port`, nearer to the NIC than the links that
     /// were put there before: PCIe reads of the host, then a limit of the NIC.
     pub fn add_egress(&mut self, port: u32, link: LinkId) -> Result<(), TopologyError> {
-        self.known(link)?;
-        self.port_mut(port)?.egress.push(link);
-        self.check_length()
+        self.extra(port, link, 0, |port| &mut port.egress)
     }
 
     /// Puts a link on everything that arrives through `port`, nearer to host memory than the links
     /// that were put there before.
     pub fn add_ingress(&mut self, port: u32, link: LinkId) -> Result<(), TopologyError> {
-        self.known(link)?;
-        self.port_mut(port)?.ingress.push(link);
-        self.check_length()
+        self.extra(port, link, 1, |port| &mut port.ingress)
     }
 
     /// Puts a link on what `port` sends to itself, between the egress and the ingress links.
     pub fn add_loopback(&mut self, port: u32, link: LinkId) -> Result<(), TopologyError> {
+        self.extra(port, link, 2, |port| &mut port.loopback)
+    }
+
+    fn extra(
+        &mut self,
+        port: u32,
+        link: LinkId,
+        side: usize,
+        links: fn(&mut Port) -> &mut Vec<LinkId>,
+    ) -> Result<(), TopologyError> {
         self.known(link)?;
-        self.port_mut(port)?.loopback.push(link);
-        self.check_length()
+        let mut longest = self.longest;
+        let links = links(self.port_mut(port)?);
+        longest[side] = longest[side].max(links.len() + 1);
+        // Through a spine a path has four links between the host sides.
+        let hops = longest[0] + longest[1] + longest[2].max(4);
+        if hops > MAX_HOPS {
+            return Err(TopologyError::TooLong { hops });
+        }
+        links.push(link);
+        self.longest = longest;
+        Ok(())
     }
 
     /// Replaces the path from `src` to `dst` by these links, host sides included.
@@ -330,11 +245,12 @@ impl Topology {
         self.ports.get_mut(port as usize).ok_or(TopologyError::NoPort { port, ports })
     }
 
-    fn check_length(&self) -> Result<(), TopologyError> {
-        let longest = |side: fn(&Port) -> usize| self.ports.iter().map(side).max().unwrap_or(0);
-        let middle = longest(|p| p.loopback.len()).max(4);
-        let hops = longest(|p| p.egress.len()) + middle + longest(|p| p.ingress.len());
-        if hops > MAX_HOPS { Err(TopologyError::TooLong { hops }) } else { Ok(()) }
+    /// Most links that any path of this topology crosses.
+    pub(super) fn longest_path(&self) -> usize {
+        let middle = if matches!(self.core, Core::LeafSpine { .. }) { 4 } else { 2 };
+        let longest = self.longest[0] + self.longest[1] + self.longest[2].max(middle);
+        let routes = self.routes.values().map(|path| path.links().len()).max();
+        longest.max(routes.unwrap_or(0))
     }
 
     /// Number of ports; they are numbered from 0.
@@ -423,13 +339,8 @@ impl Topology {
         }
     }
 
-    /// A link that is on the path already counts once for capacity and twice for latency.
     fn push(&self, path: &mut Path, link: LinkId) {
-        path.latency = path.latency.saturating_add(self.links[link.0 as usize].latency);
-        if !path.links().contains(&link) {
-            path.links[usize::from(path.len)] = link;
-            path.len += 1;
-        }
+        path.push(link, &self.links[link.0 as usize]);
     }
 }
 
@@ -444,4 +355,110 @@ fn mix(src: u32, dst: u32, label: u32) -> u64 {
         z ^= z >> 31;
     }
     z
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hops(net: &Topology, src: u32, dst: u32, label: u32) -> Option<Vec<u32>> {
+        Some(net.path(src, dst, label)?.links().iter().map(|link| link.0).collect())
+    }
+
+    #[test]
+    fn a_star_path_goes_up_and_down() -> Result<(), TopologyError> {
+        let net = Topology::star(3, 400.0, 1_000_000)?;
+        assert_eq!(net.links()[0].capacity, 50e9);
+        let path = net.path(0, 2, 7).map(|path| (path.links().to_vec(), path.latency()));
+        assert_eq!(path, Some((vec![LinkId(0), LinkId(5)], 2_000_000)));
+        assert_eq!((net.port_up(2), net.port_down(2)), (Some(LinkId(4)), Some(LinkId(5))));
+        assert_eq!(net.path(0, 3, 0), None);
+        Ok(())
+    }
+
+    #[test]
+    fn host_sides_lie_around_the_wire_and_loopback_stays_off_it() -> Result<(), TopologyError> {
+        let mut net = Topology::star(2, 400.0, 1_000_000)?;
+        let (read, write, own) = (net.add_link(60e9, 5)?, net.add_link(60e9, 7)?, net.add_link(40e9, 1)?);
+        for port in 0..2 {
+            net.set_host(port, 0)?;
+            net.add_egress(port, read)?;
+            net.add_ingress(port, write)?;
+        }
+        net.add_loopback(0, own)?;
+        assert_eq!(hops(&net, 0, 1, 0), Some(vec![read.0, 0, 3, write.0]));
+        assert_eq!(hops(&net, 0, 0, 0), Some(vec![read.0, own.0, write.0]));
+        assert_eq!(net.path(0, 0, 0).map(|path| path.latency()), Some(13));
+        assert_eq!(net.host(1), Some(0));
+        Ok(())
+    }
+
+    #[test]
+    fn a_cable_joins_two_ports_and_no_others() -> Result<(), TopologyError> {
+        let net = Topology::direct(2, 200.0, 1)?;
+        assert_eq!(hops(&net, 0, 1, 0), Some(vec![0]));
+        assert_eq!(hops(&net, 1, 0, 0), Some(vec![1]));
+        assert_eq!(net.port_down(0), Some(LinkId(1)));
+        assert_eq!(net.path(0, 2, 0), None);
+        Ok(())
+    }
+
+    #[test]
+    fn leaves_share_uplinks_and_labels_pick_spines() -> Result<(), TopologyError> {
+        let spec = LeafSpine { leaves: 2, spines: 4, port_gbps: 400.0, oversubscription: 2.0, latency: 600 };
+        let net = Topology::leaf_spine(&spec, 8)?;
+        assert_eq!(hops(&net, 0, 7, 0).map(|path| path.len()), Some(2));
+        let mut seen = [0; 4];
+        for label in 0..400 {
+            let path = net.path(3, 12, label);
+            assert_eq!(path, net.path(3, 12, label));
+            let Some(path) = path else { continue };
+            assert_eq!((path.links().len(), path.latency()), (4, 2400));
+            for spine in 0..4 {
+                if net.spine_links(0, spine).map(|pair| pair.0) == Some(path.links()[1]) {
+                    assert_eq!(net.spine_links(1, spine).map(|pair| pair.1), Some(path.links()[2]));
+                    seen[spine as usize] += 1;
+                }
+            }
+        }
+        assert!(seen.iter().all(|&n| n > 60), "spines are used evenly: {seen:?}");
+        let uplink = net.spine_links(0, 0).map(|pair| net.links()[pair.0.0 as usize].capacity);
+        assert_eq!(uplink, Some(8.0 * 50e9 / (4.0 * 2.0)));
+        Ok(())
+    }
+
+    #[test]
+    fn a_rail_is_a_leaf() -> Result<(), TopologyError> {
+        let spec = LeafSpine { leaves: 2, spines: 1, port_gbps: 400.0, oversubscription: 1.0, latency: 0 };
+        let net = Topology::leaf_spine_of(&spec, &[0, 1, 0, 1])?;
+        assert_eq!(hops(&net, 0, 2, 0).map(|path| path.len()), Some(2));
+        assert_eq!(hops(&net, 0, 3, 0).map(|path| path.len()), Some(4));
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_built_is_refused() -> Result<(), TopologyError> {
+        assert!(matches!(Topology::star(0, 1.0, 0), Err(TopologyError::Zero { .. })));
+        assert!(matches!(Topology::star(1, f64::NAN, 0), Err(TopologyError::Speed { .. })));
+        let mut net = Topology::star(2, 1.0, 0)?;
+        assert!(matches!(net.add_egress(2, LinkId(0)), Err(TopologyError::NoPort { .. })));
+        assert!(matches!(net.add_egress(0, LinkId(9)), Err(TopologyError::NoLink { .. })));
+        for _ in 0..MAX_HOPS - 4 {
+            let link = net.add_link(1.0, 0)?;
+            net.add_egress(0, link)?;
+        }
+        let link = net.add_link(1.0, 0)?;
+        assert!(matches!(net.add_ingress(1, link), Err(TopologyError::TooLong { hops: 13 })));
+        Ok(())
+    }
+
+    #[test]
+    fn a_route_replaces_a_path() -> Result<(), TopologyError> {
+        let mut net = Topology::star(2, 1.0, 0)?;
+        let link = net.add_link(1.0, 3)?;
+        net.set_route(0, 1, &[link, link])?;
+        assert_eq!(hops(&net, 0, 1, 0), Some(vec![link.0]));
+        assert_eq!(hops(&net, 1, 0, 0), Some(vec![2, 1]));
+        Ok(())
+    }
 }
