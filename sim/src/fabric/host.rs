@@ -7,8 +7,8 @@ use super::qp::{Peer, Place, Qp, RecvQueue};
 use crate::net::Topology;
 use crate::nic::{NicProfile, cost};
 use engine::fabric::{
-    Completion, Done, Endpoint, Error, Event, Fabric, Failed, Gid, Limits, Opcode, Port, QpState, Result,
-    SrqSpec, Status, Step,
+    Completion, Done, Endpoint, Error, Event, Failed, Gid, Limits, Opcode, Port, QpState, Result, SrqSpec,
+    Status, Step,
 };
 use engine::id::{CqId, PortId, QpId, WrId};
 use engine::map::Map;
