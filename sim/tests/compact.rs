@@ -67,7 +67,7 @@ struct Case {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let part = ((0u64..60, 0u64..60), 0u32..7, any::<bool>(), any::<bool>(), 0..4, 0..12).prop_map(
+    let part = ((0u64..30, 0u64..30), 0u32..9, any::<bool>(), any::<bool>(), 0..4, 0..5).prop_map(
         |(window, every, last, imm, read, short)| Part {
             window,
             every: if every > 3 { 0 } else { every },
@@ -215,7 +215,7 @@ fn run(case: &Case, compact: bool) -> Seen {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
     #[test]
     fn compact_and_expanded_are_the_same(case in case()) {

@@ -123,7 +123,7 @@ fn nic() -> NicProfile {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
     fn every_request_completes_as_it_should(
@@ -206,14 +206,14 @@ proptest! {
         }
         rig.run();
         prop_assert!(rig.pair.fabrics.quiescent());
-        for side in 0..2 {
+        for (side, log) in logs.iter_mut().enumerate() {
             let ok = state(&rig, side) == QpState::Rts;
-            logs[side].done.extend(rig.pair.sends(side));
-            logs[side].check(true)?;
+            log.done.extend(rig.pair.sends(side));
+            log.check(true)?;
             if ok {
                 // All signalled requests succeeded, and so did all before the last of them.
-                let signaled = logs[side].posted.iter().filter(|p| p.1).count();
-                prop_assert_eq!(logs[side].done.len(), signaled);
+                let signaled = log.posted.iter().filter(|p| p.1).count();
+                prop_assert_eq!(log.done.len(), signaled);
             } else {
                 prop_assert_eq!(rig.pair.fabrics.host_ref(rig.pair.ends[side].host).qp_state(rig.pair.ends[side].qp), Ok(QpState::Err));
             }
@@ -228,7 +228,7 @@ proptest! {
             }
             let qp = rig.pair.ends[side].qp;
             rig.pair.call(side, |f| f.modify_qp(qp, Step::Err)).unwrap();
-            logs[side].done.extend(rig.pair.sends(side));
+            log.done.extend(rig.pair.sends(side));
         }
         rig.run();
         let silent: u64 = logs.iter().map(Log::silent).sum();

@@ -257,10 +257,10 @@ proptest! {
             phantom.act(act);
             for other in &acts {
                 if let Act::Stamp(place, what) = other {
-                    for side in 0..2 {
+                    for (side, page) in pages.into_iter().enumerate() {
                         let mut place = place.clone();
                         let end = place.at + place.len * u64::from(place.count) + place.gap * u64::from(place.count - 1);
-                        if end > pages[side] * u64::from(PAGES) {
+                        if end > page * u64::from(PAGES) {
                             continue;
                         }
                         place.side = side;
@@ -274,9 +274,9 @@ proptest! {
         }
         // Every unit of both sides: its bytes say which piece of which stream it is.
         let names = names();
-        for side in 0..2 {
+        for (side, page) in pages.into_iter().enumerate() {
             for buffer in 0..BUFFERS {
-                for unit in 0..pages[side] * u64::from(PAGES) / UNIT {
+                for unit in 0..page * u64::from(PAGES) / UNIT {
                     let at = unit * UNIT;
                     let mut word = [0; UNIT as usize];
                     let (grid, buf) = (bytes.grids[side], bytes.bufs[side]);

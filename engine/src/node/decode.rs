@@ -9,7 +9,8 @@ use crate::map::Map;
 use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey};
 use crate::time::Time;
 use crate::transfer::{News, PagePool, PageTable, Receiver, RecvRoom};
-use std::collections::{BTreeMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -61,10 +62,10 @@ pub struct DecodeNode {
     step_ends: Option<Time>,
     /// Requests that join with the next step.
     joining: Vec<RoomKey>,
-    /// By the step that ends them.
-    finishing: BTreeMap<u64, Vec<RoomKey>>,
-    /// On-demand: by the step that needs another page.
-    growing: BTreeMap<u64, Vec<RoomKey>>,
+    /// By the step that ends them. May name requests that were sent back meanwhile.
+    finishing: BinaryHeap<Reverse<(u64, RoomKey)>>,
+    /// On-demand: by the step that needs another page; the same.
+    growing: BinaryHeap<Reverse<(u64, RoomKey)>>,
     /// On-demand: in order of admission.
     running: BTreeMap<u64, RoomKey>,
     batch: u32,
@@ -78,6 +79,12 @@ pub struct DecodeNode {
 
 /// Ended rooms whose outcome can be told again.
 const ENDED: usize = 4096;
+
+/// The next room whose step has come.
+fn due(heap: &mut BinaryHeap<Reverse<(u64, RoomKey)>>, steps: u64) -> Option<RoomKey> {
+    let at = heap.peek().map(|Reverse((step, _))| *step)?;
+    (at <= steps).then(|| heap.pop()).flatten().map(|Reverse((_, key))| key)
+}
 
 impl DecodeNode {
     /// A node to be started.
@@ -96,8 +103,8 @@ impl DecodeNode {
             steps: 0,
             step_ends: None,
             joining: Vec::new(),
-            finishing: BTreeMap::new(),
-            growing: BTreeMap::new(),
+            finishing: BinaryHeap::new(),
+            growing: BinaryHeap::new(),
             running: BTreeMap::new(),
             batch: 0,
             context: 0,
@@ -291,7 +298,9 @@ impl DecodeNode {
             }
         }
         let mut rooms: Vec<RoomKey> = self.joining.drain(..).collect();
-        rooms.extend(std::mem::take(&mut self.finishing).into_values().flatten());
+        rooms.extend(
+            std::mem::take(&mut self.finishing).into_sorted_vec().into_iter().map(|Reverse((_, key))| key),
+        );
         self.growing.clear();
         self.running.clear();
         (self.batch, self.context, self.step_ends) = (0, 0, None);
@@ -384,11 +393,11 @@ impl DecodeNode {
             self.batch += 1;
             // The first token's KV is written in this step.
             self.context += u64::from(job.request.prompt) + 1;
-            self.finishing.entry(self.steps + u64::from(job.request.output) - 1).or_default().push(key);
+            self.finishing.push(Reverse((self.steps + u64::from(job.request.output) - 1, key)));
             if self.config.admission == Admission::OnDemand {
                 self.running.insert(job.order, key);
                 let room = job.table.len() * self.config.page_size - job.request.prompt;
-                self.growing.entry(self.steps + u64::from(room)).or_default().push(key);
+                self.growing.push(Reverse((self.steps + u64::from(room), key)));
             }
         }
         if self.config.admission == Admission::OnDemand {
@@ -404,25 +413,19 @@ impl DecodeNode {
 
     /// Takes the pages that the next step writes to; sends the latest requests back when there are none.
     fn grow(&mut self, cx: &mut Cx<'_>) {
-        while let Some(entry) = self.growing.first_entry() {
-            if *entry.key() > self.steps {
-                return;
-            }
-            for key in entry.remove() {
-                while let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) {
-                    // The step that comes writes token `joined` + 1 of the output.
-                    let last = self.steps - job.joined + 2 >= u64::from(job.request.output);
-                    if self.pools[usize::from(job.group)].take(1, &mut job.table) {
-                        if !last {
-                            let next = self.steps + u64::from(self.config.page_size);
-                            self.growing.entry(next).or_default().push(key);
-                        }
-                        break;
+        while let Some(key) = due(&mut self.growing, self.steps) {
+            while let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) {
+                // The step that comes writes token `joined` + 1 of the output.
+                let last = self.steps - job.joined + 2 >= u64::from(job.request.output);
+                if self.pools[usize::from(job.group)].take(1, &mut job.table) {
+                    if !last {
+                        self.growing.push(Reverse((self.steps + u64::from(self.config.page_size), key)));
                     }
-                    let Some((_, victim)) = self.running.last_key_value() else { break };
-                    let victim = *victim;
-                    self.preempt(cx, victim);
+                    break;
                 }
+                let Some((_, victim)) = self.running.last_key_value() else { break };
+                let victim = *victim;
+                self.preempt(cx, victim);
             }
         }
     }
@@ -430,18 +433,11 @@ impl DecodeNode {
     fn preempt(&mut self, cx: &mut Cx<'_>, key: RoomKey) {
         let Some(job) = self.jobs.get(&key) else { return };
         let generated = self.steps - job.joined;
-        let end = job.joined + u64::from(job.request.output) - 1;
         let tokens = 1 + generated as u32;
         let (order, request, prompt) = (job.order, job.request.id, job.request.prompt);
         self.batch -= 1;
         self.context -= u64::from(prompt) + 1 + generated;
         self.running.remove(&order);
-        if let Some(keys) = self.finishing.get_mut(&end) {
-            keys.retain(|other| *other != key);
-            if keys.is_empty() {
-                self.finishing.remove(&end);
-            }
-        }
         cx.out.record(request, Step::Preempted { tokens });
         self.over(cx, key, Outcome::Preempted { tokens });
         self.on_news(cx);
@@ -452,19 +448,14 @@ impl DecodeNode {
         self.step_ends = None;
         self.steps += 1;
         self.context += u64::from(self.batch);
-        while let Some(entry) = self.finishing.first_entry() {
-            if *entry.key() > self.steps {
-                break;
-            }
-            for key in entry.remove() {
-                let Some(job) = self.jobs.get(&key) else { continue };
-                let (request, order) = (job.request.id, job.order);
-                self.batch -= 1;
-                self.context -= u64::from(job.request.prompt) + u64::from(job.request.output);
-                self.running.remove(&order);
-                cx.out.record(request, Step::Finished);
-                self.over(cx, key, Outcome::Finished);
-            }
+        while let Some(key) = due(&mut self.finishing, self.steps) {
+            let Some(job) = self.jobs.get(&key).filter(|job| job.phase == Phase::Running) else { continue };
+            let (request, order) = (job.request.id, job.order);
+            self.batch -= 1;
+            self.context -= u64::from(job.request.prompt) + u64::from(job.request.output);
+            self.running.remove(&order);
+            cx.out.record(request, Step::Finished);
+            self.over(cx, key, Outcome::Finished);
         }
     }
 

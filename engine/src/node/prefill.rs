@@ -44,8 +44,9 @@ struct Running {
     started: Time,
     span: Span,
     parts: Vec<StepPart>,
-    /// Layers already handed over.
+    /// Layers already handed over, and when the next group is done.
     layers: u32,
+    next: Time,
 }
 
 /// The node.
@@ -282,35 +283,41 @@ impl PrefillNode {
                 }
             }
         }
-        self.step = Some(Running { started: cx.now, span: estimate.span, parts, layers: 0 });
+        let (started, span) = (cx.now, estimate.span);
+        let next = self.layers_at(started, span, 0);
+        self.step = Some(Running { started, span, parts, layers: 0, next });
     }
 
-    /// When the next group of layers, or the whole step, is done.
-    fn step_deadline(&self) -> Option<Time> {
-        let step = self.step.as_ref()?;
-        let layers = u64::from(self.config.model.layers.max(1));
-        let upto = match self.config.transfer.granularity {
-            Granularity::LayerWise { layers: n } => {
-                (u64::from(step.layers) + u64::from(n.max(1))).min(layers)
-            }
-            Granularity::Request | Granularity::Chunk => layers,
-        };
-        let after = u128::from(step.span.0) * u128::from(upto) / u128::from(layers);
-        Some(step.started + Span(after as u64))
+    /// Layers that are done together with those handed over so far.
+    fn layers_upto(&self, done: u32) -> u32 {
+        let total = self.config.model.layers.max(1);
+        match self.config.transfer.granularity {
+            Granularity::LayerWise { layers } => done.saturating_add(layers.max(1)).min(total),
+            Granularity::Request | Granularity::Chunk => total,
+        }
+    }
+
+    /// When that is, in a step of this span.
+    fn layers_at(&self, started: Time, span: Span, done: u32) -> Time {
+        let total = self.config.model.layers.max(1);
+        let upto = self.layers_upto(done);
+        if upto == total {
+            return started + span;
+        }
+        started + Span((u128::from(span.0) * u128::from(upto) / u128::from(total)) as u64)
     }
 
     /// A group of layers, or the step, is done.
     fn advance(&mut self, cx: &mut Cx<'_>) {
-        while self.step_deadline().is_some_and(|at| at <= cx.now) {
+        while let Some(step) = self.step.as_ref().filter(|step| step.next <= cx.now) {
+            let (started, span, done) = (step.started, step.span, step.layers);
+            let upto = self.layers_upto(done);
+            let next = self.layers_at(started, span, upto);
             let (Some(step), Some(sender)) = (&mut self.step, &mut self.sender) else { return };
             let total = self.config.model.layers;
             let granularity = self.config.transfer.granularity;
-            let upto = match granularity {
-                Granularity::LayerWise { layers } => (step.layers + layers.max(1)).min(total),
-                Granularity::Request | Granularity::Chunk => total,
-            };
-            let layers = step.layers..upto;
-            step.layers = upto;
+            let layers = done..upto;
+            (step.layers, step.next) = (upto, next);
             let ended = upto == total;
             for part in &step.parts {
                 let Some(job) = self.jobs.get_mut(&part.key) else { continue };
@@ -475,7 +482,7 @@ impl Node for PrefillNode {
 
     fn deadline(&self) -> Option<Time> {
         let sender = self.sender.as_ref().and_then(Sender::deadline);
-        [self.client.deadline(), sender, self.step_deadline()].into_iter().flatten().min()
+        [self.client.deadline(), sender, self.step.as_ref().map(|step| step.next)].into_iter().flatten().min()
     }
 
     fn held(&self) -> Held {

@@ -51,6 +51,8 @@ pub struct Share {
     pub lanes: Arc<Lanes>,
     /// The layer of each lane.
     pub layers: Vec<u32>,
+    /// The lowest of them, and the one above the highest.
+    pub span: Range<u32>,
     /// Shares of a [`Pairing`] with equal class have the same lanes, layers and geometry (all but `content`), so that a plan
     /// of one is a plan of the others. Classes count from 0.
     pub class: u32,
@@ -71,7 +73,7 @@ impl Share {
 
     /// The lanes of some layers.
     pub fn lanes_of(&self, layers: &Range<u32>) -> Arc<Lanes> {
-        if self.layers.iter().all(|layer| layers.contains(layer)) {
+        if layers.start <= self.span.start && self.span.end <= layers.end {
             return self.lanes.clone();
         }
         self.lanes
@@ -191,9 +193,13 @@ impl Pairing {
                             remote: u64::from(d) * to,
                         };
                         let kinds = buffers(&dst_layout, dst_rank, group.pool_dst);
+                        let layers: Vec<u32> =
+                            group.lanes.iter().map(|&(_, d)| kinds[d as usize].layer).collect();
+                        let first = layers.iter().copied().min().unwrap_or(0);
                         let share = Share {
                             lanes: group.lanes.iter().map(lane).collect(),
-                            layers: group.lanes.iter().map(|&(_, d)| kinds[d as usize].layer).collect(),
+                            span: first..layers.iter().copied().max().map_or(0, |last| last + 1),
+                            layers,
                             group: group.clone(),
                             class: classes.len() as u32,
                         };

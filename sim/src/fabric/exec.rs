@@ -56,6 +56,9 @@ struct Rows {
     _lanes: Arc<Lanes>,
 }
 
+/// The hull of nothing yet.
+const NOWHERE: Range<u64> = Range { start: u64::MAX, end: 0 };
+
 /// Lanes are made once per pair of layouts and shared by all plans: so are their rows.
 #[derive(Debug, Default)]
 pub(super) struct LaneCache(Map<usize, Arc<Rows>>);
@@ -68,7 +71,7 @@ impl LaneCache {
         let key = lanes.as_ptr() as usize;
         let make = || {
             let mut rows: Vec<Row> = Vec::new();
-            let (mut local, mut remote) = (u64::MAX..0, u64::MAX..0);
+            let (mut local, mut remote) = (NOWHERE, NOWHERE);
             for (i, lane) in lanes.iter().enumerate() {
                 local = local.start.min(lane.local)..local.end.max(lane.local);
                 remote = remote.start.min(lane.remote)..remote.end.max(lane.remote);
@@ -401,7 +404,7 @@ impl Ends<'_> {
         rows: &Rows,
         ((base, lkey), (remote, rkey)): ((u64, LKey), (u64, RKey)),
     ) -> Option<(Spot, Spot)> {
-        let (mut l, mut r) = (u64::MAX..0, u64::MAX..0);
+        let (mut l, mut r) = (NOWHERE, NOWHERE);
         for run in plan.runs() {
             let n = u64::from(run.count - 1);
             let len = u64::from(run.len);

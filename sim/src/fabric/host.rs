@@ -1,21 +1,21 @@
 //! One host's end of the simulated fabric.
 
+use super::counters::{Counters, Objects};
 use super::memory::Memory;
 use super::post::ids;
 use super::qp::{Peer, Place, Qp, RecvQueue};
 use crate::net::Topology;
 use crate::nic::{NicProfile, cost};
 use engine::fabric::{
-    Access, Completion, Content, Done, Endpoint, Error, Event, Extent, Fabric, Failed, Gid, Grid, Item,
-    Limits, Memory as Kind, Mr, Opcode, Port, QpSpec, QpState, Recv, Refused, Result, SrqSpec, Status, Step,
+    Completion, Done, Endpoint, Error, Event, Failed, Gid, Limits, Opcode, Port, QpState, Result, SrqSpec,
+    Status, Step,
 };
-use engine::id::{BufId, CqId, MrId, PortId, QpId, SrqId, WrId};
+use engine::id::{CqId, PortId, QpId, WrId};
 use engine::map::Map;
 use engine::time::{Span, Time};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// Which ports there are and how they hang together; the same for all hosts.
@@ -34,7 +34,7 @@ pub(super) fn gid(global: u32) -> Gid {
 
 impl Wiring {
     /// The port of the network that an address names.
-    fn port(&self, end: &Endpoint) -> Option<u32> {
+    pub(super) fn port(&self, end: &Endpoint) -> Option<u32> {
         let global = match end.gid {
             [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, a, b, c] => u32::from_be_bytes([0, a, b, c]),
             _ => u32::from(end.lid).checked_sub(1)?,
@@ -45,29 +45,29 @@ impl Wiring {
 
 /// What a completion queue holds: the completion, and how many places of the send queue it gives back when polled.
 #[derive(Debug)]
-struct Entry {
-    completion: Completion,
-    slots: u32,
+pub(super) struct Entry {
+    pub(super) completion: Completion,
+    pub(super) slots: u32,
 }
 
 #[derive(Debug)]
-struct Cq {
-    port: PortId,
-    depth: u32,
-    entries: VecDeque<Entry>,
-    users: u32,
-    overrun: bool,
-    touched: bool,
+pub(super) struct Cq {
+    pub(super) port: PortId,
+    pub(super) depth: u32,
+    pub(super) entries: VecDeque<Entry>,
+    pub(super) users: u32,
+    pub(super) overrun: bool,
+    pub(super) touched: bool,
 }
 
 #[derive(Debug)]
-struct Srq {
-    port: PortId,
-    spec: SrqSpec,
-    queue: RecvQueue,
+pub(super) struct Srq {
+    pub(super) port: PortId,
+    pub(super) spec: SrqSpec,
+    pub(super) queue: RecvQueue,
     /// The armed limit; 0 for none.
-    limit: u32,
-    users: u32,
+    pub(super) limit: u32,
+    pub(super) users: u32,
 }
 
 /// What calls leave for the coupler to do.
@@ -88,95 +88,35 @@ pub(super) struct Gone {
     pub(super) pending: u32,
 }
 
-/// What a host did and saw.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Payload bytes of requests that were executed, at their requester.
-    pub bytes: u64,
-    /// Bytes handed to the network, headers and repetitions included, at the requester.
-    pub wire_bytes: u64,
-    /// Data packets handed to the network.
-    pub packets: u64,
-    /// Work requests posted.
-    pub work_requests: u64,
-    /// Chains posted.
-    pub doorbells: u64,
-    /// Segments, the unit of service: rows of requests that are observed as one.
-    pub segments: u64,
-    /// Completions written.
-    pub completions: u64,
-    /// RNR NAKs received.
-    pub rnr_naks: u64,
-    /// Repetitions because no ACK came.
-    pub timeouts: u64,
-    /// Arrivals that a responder dropped because its queue pair was not there, not ready or somebody else's by then.
-    pub dropped: u64,
-}
-
-impl Counters {
-    /// Adds another host's.
-    pub fn add(&mut self, other: &Self) {
-        self.bytes += other.bytes;
-        self.wire_bytes += other.wire_bytes;
-        self.packets += other.packets;
-        self.work_requests += other.work_requests;
-        self.doorbells += other.doorbells;
-        self.segments += other.segments;
-        self.completions += other.completions;
-        self.rnr_naks += other.rnr_naks;
-        self.timeouts += other.timeouts;
-        self.dropped += other.dropped;
-    }
-}
-
-/// Objects that exist on a host; what is left after shutdown is a leak.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Objects {
-    /// Buffers.
-    pub buffers: usize,
-    /// Memory registrations.
-    pub memory_regions: usize,
-    /// Queue pairs.
-    pub queue_pairs: usize,
-    /// Completion queues.
-    pub completion_queues: usize,
-    /// Shared receive queues.
-    pub shared_receive_queues: usize,
-    /// Receives posted and not consumed, own and shared queues.
-    pub receives: u64,
-    /// Requests that occupy a send queue.
-    pub sends: u64,
-}
-
 /// One host's NICs, memory and queue pairs. Calls only change this host and leave doorbells behind, which
 /// [`Fabrics::after_call`](super::Fabrics::after_call) works off.
 #[derive(Debug)]
 pub struct SimFabric {
     pub(super) host: u32,
-    first_port: u32,
+    pub(super) first_port: u32,
     pub(super) ports: Vec<Port>,
     pub(super) nic: Arc<NicProfile>,
     pub(super) limits: Limits,
     pub(super) memory: Memory,
-    cqs: Vec<Option<Cq>>,
-    srqs: Vec<Option<Srq>>,
-    qps: Vec<Option<Box<Qp>>>,
-    qpns: Map<u32, QpId>,
-    next_qpn: u32,
-    live_qps: u32,
-    psns: ChaCha8Rng,
-    events: VecDeque<Event>,
-    wiring: Arc<Wiring>,
+    pub(super) cqs: Vec<Option<Cq>>,
+    pub(super) srqs: Vec<Option<Srq>>,
+    pub(super) qps: Vec<Option<Box<Qp>>>,
+    pub(super) qpns: Map<u32, QpId>,
+    pub(super) next_qpn: u32,
+    pub(super) live_qps: u32,
+    pub(super) psns: ChaCha8Rng,
+    pub(super) events: VecDeque<Event>,
+    pub(super) wiring: Arc<Wiring>,
     pub(super) now: Time,
     /// CPU time of the calls since `begin_call`.
     pub(super) cpu: Span,
     pub(super) todo: Vec<Todo>,
-    touched: Vec<CqId>,
-    overruns: Vec<CqId>,
+    pub(super) touched: Vec<CqId>,
+    pub(super) overruns: Vec<CqId>,
     pub(super) counters: Counters,
     /// Per port: connected queue pairs, registered pages, when its message engine is free.
-    connected: Vec<u64>,
-    pages: Vec<u64>,
+    pub(super) connected: Vec<u64>,
+    pub(super) pages: Vec<u64>,
     pub(super) engine: Vec<Time>,
 }
 
@@ -189,15 +129,19 @@ fn stream(seed: u64, purpose: u64, host: u32) -> ChaCha8Rng {
 const PSNS: u64 = 1;
 const KEYS: u64 = 2;
 
-fn find<'a, T>(table: &'a [Option<T>], at: usize, what: &'static str) -> Result<&'a T> {
+pub(super) fn find<'a, T>(table: &'a [Option<T>], at: usize, what: &'static str) -> Result<&'a T> {
     table.get(at).and_then(Option::as_ref).ok_or(Error::NoSuch(what))
 }
 
-fn find_mut<'a, T>(table: &'a mut [Option<T>], at: usize, what: &'static str) -> Result<&'a mut T> {
+pub(super) fn find_mut<'a, T>(
+    table: &'a mut [Option<T>],
+    at: usize,
+    what: &'static str,
+) -> Result<&'a mut T> {
     table.get_mut(at).and_then(Option::as_mut).ok_or(Error::NoSuch(what))
 }
 
-fn check(ok: bool, what: &'static str, value: u64, right: &'static str) -> Result<()> {
+pub(super) fn check(ok: bool, what: &'static str, value: u64, right: &'static str) -> Result<()> {
     if ok { Ok(()) } else { Err(Error::Invalid { what, value, right }) }
 }
 
@@ -309,6 +253,14 @@ impl SimFabric {
         cost::nic_message(&self.nic, self.connected[port.index()], self.pages[port.index()])
     }
 
+    /// Whether a call left something to do.
+    pub(super) fn is_changed(&self) -> bool {
+        !(self.todo.is_empty()
+            && self.touched.is_empty()
+            && self.overruns.is_empty()
+            && self.events.is_empty())
+    }
+
     /// Completion queues with something new since the last call.
     pub(super) fn take_touched(&mut self, mut each: impl FnMut(CqId)) {
         for cq in self.touched.drain(..) {
@@ -321,7 +273,7 @@ impl SimFabric {
         }
     }
 
-    fn push_cqe(&mut self, cq: CqId, completion: Completion, slots: u32) {
+    pub(super) fn push_cqe(&mut self, cq: CqId, completion: Completion, slots: u32) {
         let Some(Some(queue)) = self.cqs.get_mut(cq.index()) else { return };
         if queue.overrun {
             return;
@@ -413,7 +365,7 @@ impl SimFabric {
         qp.next = qp.head;
     }
 
-    fn flush_receives(&mut self, qp: &mut Qp, mut status: Status) {
+    pub(super) fn flush_receives(&mut self, qp: &mut Qp, mut status: Status) {
         while let Some(id) = qp.rq.pop(None) {
             let result = Err(Failed { status, vendor: vendor(status) });
             self.push_cqe(qp.spec.recv_cq, Completion { id, qp: qp.id, result }, 0);
@@ -469,7 +421,7 @@ impl SimFabric {
     }
 
     /// The queue pair leaves its connection: nothing of it is served any more, but what had left its NIC arrives.
-    fn leave(&mut self, qp: &mut Qp) {
+    pub(super) fn leave(&mut self, qp: &mut Qp) {
         if matches!(qp.state, QpState::Rtr | QpState::Rts) {
             self.connected[qp.port.index()] -= 1;
             let moving = qp.sq.iter().take((qp.next - qp.head) as usize + usize::from(qp.flow.is_some()));
@@ -494,7 +446,7 @@ impl SimFabric {
         (qp.flow, qp.stalled, qp.answers) = (None, false, 0);
     }
 
-    fn sources(&self, qp: &Qp, segment: &super::qp::Segment, buffers: &mut Vec<u32>) {
+    pub(super) fn sources(&self, qp: &Qp, segment: &super::qp::Segment, buffers: &mut Vec<u32>) {
         use super::qp::Work;
         for work in qp.works_of(segment) {
             match work {
@@ -507,7 +459,7 @@ impl SimFabric {
         }
     }
 
-    fn discard(&mut self, qp: &mut Qp) {
+    pub(super) fn discard(&mut self, qp: &mut Qp) {
         self.leave(qp);
         while qp.pop_segment().is_some() {}
         (qp.used, qp.silent, qp.next) = (0, 0, qp.head);
@@ -520,7 +472,7 @@ impl SimFabric {
         }
     }
 
-    fn step(&mut self, qp: &mut Qp, step: Step) -> Result<()> {
+    pub(super) fn step(&mut self, qp: &mut Qp, step: Step) -> Result<()> {
         use QpState as S;
         let state = qp.state;
         let refused = Err(Error::State { what: "the queue pair", state });
@@ -580,7 +532,7 @@ impl SimFabric {
     }
 
     /// Where an address leads from a port. `label` picks among paths of equal cost, as the UDP source port of RoCEv2 does.
-    fn place(&self, port: PortId, end: &Endpoint, label: u32) -> Option<Place> {
+    pub(super) fn place(&self, port: PortId, end: &Endpoint, label: u32) -> Option<Place> {
         let (own, global) = (self.global(port), self.wiring.port(end)?);
         let out = self.wiring.topology.path(own, global, label)?.latency();
         let back = self.wiring.topology.path(global, own, label)?.latency();
@@ -588,11 +540,11 @@ impl SimFabric {
         Some(Place { host, port, global, out: Span(out), back: Span(back) })
     }
 
-    fn pages(&self, bytes: u64) -> u64 {
+    pub(super) fn pages(&self, bytes: u64) -> u64 {
         bytes.div_ceil(self.nic.page_bytes)
     }
 
-    fn known_port(&self, port: PortId) -> Result<()> {
+    pub(super) fn known_port(&self, port: PortId) -> Result<()> {
         if port.index() < self.ports.len() { Ok(()) } else { Err(Error::NoSuch("port")) }
     }
 }
@@ -622,260 +574,5 @@ fn vendor(status: Status) -> u32 {
         Status::RemOp => 11,
         Status::RetryExc => 12,
         Status::RnrRetryExc => 13,
-    }
-}
-
-impl Fabric for SimFabric {
-    fn ports(&self) -> &[Port] {
-        &self.ports
-    }
-    fn limits(&self) -> &Limits {
-        &self.limits
-    }
-    fn reaches(&self, port: PortId, peer: &Endpoint) -> bool {
-        port.index() < self.ports.len() && self.place(port, peer, 0).is_some()
-    }
-
-    fn alloc(&mut self, kind: Kind, grid: Grid) -> Result<BufId> {
-        self.memory.alloc(kind, grid)
-    }
-    fn free(&mut self, buf: BufId) -> Result<()> {
-        self.memory.free(buf)
-    }
-    fn write(&mut self, buf: BufId, at: u64, bytes: &[u8]) -> Result<()> {
-        self.memory.write(buf, at, bytes)
-    }
-    fn read(&self, buf: BufId, at: u64, bytes: &mut [u8]) -> Result<()> {
-        self.memory.read(buf, at, bytes)
-    }
-    fn stamp(&mut self, buf: BufId, place: &Extent, what: Content) -> Result<()> {
-        self.memory.stamp(buf, place, what)
-    }
-    fn holds(&self, buf: BufId, place: &Extent, what: Content) -> Result<bool> {
-        self.memory.holds(buf, place, what)
-    }
-    fn flush(&mut self, buf: BufId) -> Result<()> {
-        self.memory.flush(buf)
-    }
-
-    fn register(&mut self, port: PortId, buf: BufId, span: Range<u64>, access: Access) -> Result<Mr> {
-        self.known_port(port)?;
-        let mr = self.memory.register(port, buf, span, access)?;
-        let pages = self.pages(mr.len);
-        self.pages[port.index()] += pages;
-        self.cpu = self.cpu + self.nic.register.0 + self.nic.register_page.0 * pages;
-        Ok(mr)
-    }
-    fn deregister(&mut self, mr: MrId) -> Result<()> {
-        let (port, bytes) = self.memory.deregister(mr)?;
-        self.pages[port.index()] -= self.pages(bytes);
-        self.cpu = self.cpu + self.nic.deregister.0;
-        Ok(())
-    }
-
-    fn create_cq(&mut self, port: PortId, depth: u32) -> Result<CqId> {
-        self.known_port(port)?;
-        check(
-            (1..=self.limits.max_cqe).contains(&depth),
-            "depth",
-            depth.into(),
-            "1 to the device's max_cqe",
-        )?;
-        let entries = VecDeque::new();
-        self.cqs.push(Some(Cq { port, depth, entries, users: 0, overrun: false, touched: false }));
-        Ok(CqId(self.cqs.len() as u32 - 1))
-    }
-    fn destroy_cq(&mut self, cq: CqId) -> Result<()> {
-        if find(&self.cqs, cq.index(), "completion queue")?.users > 0 {
-            return Err(Error::Busy("completion queue"));
-        }
-        self.cqs[cq.index()] = None;
-        Ok(())
-    }
-
-    fn create_srq(&mut self, port: PortId, spec: SrqSpec) -> Result<SrqId> {
-        self.known_port(port)?;
-        let right = "1 to the device's max_srq_wr";
-        check(
-            (1..=self.limits.max_srq_wr).contains(&spec.max_recv),
-            "max_recv",
-            spec.max_recv.into(),
-            right,
-        )?;
-        let right = "at most the device's max_sge";
-        check(spec.max_sge <= self.limits.max_sge, "max_sge", spec.max_sge.into(), right)?;
-        self.srqs.push(Some(Srq { port, spec, queue: RecvQueue::default(), limit: 0, users: 0 }));
-        Ok(SrqId(self.srqs.len() as u32 - 1))
-    }
-    fn arm_srq(&mut self, srq: SrqId, limit: u32) -> Result<()> {
-        let queue = find_mut(&mut self.srqs, srq.index(), "shared receive queue")?;
-        check(limit <= queue.spec.max_recv, "limit", limit.into(), "at most max_recv")?;
-        queue.limit = limit;
-        // Already below: as on mlx5, the event comes at once.
-        if limit > 0 && queue.queue.posted < limit {
-            queue.limit = 0;
-            self.events.push_back(Event::SrqLimit(srq));
-        }
-        Ok(())
-    }
-    fn destroy_srq(&mut self, srq: SrqId) -> Result<()> {
-        if find(&self.srqs, srq.index(), "shared receive queue")?.users > 0 {
-            return Err(Error::Busy("shared receive queue"));
-        }
-        self.srqs[srq.index()] = None;
-        Ok(())
-    }
-
-    fn create_qp(&mut self, port: PortId, spec: QpSpec) -> Result<QpId> {
-        self.known_port(port)?;
-        let limits = self.limits;
-        check(
-            self.live_qps < limits.max_qp,
-            "queue pairs",
-            self.live_qps.into(),
-            "at most the device's max_qp",
-        )?;
-        for (what, value, most, right) in [
-            ("max_send", spec.max_send, limits.max_qp_wr, "at most the device's max_qp_wr"),
-            ("max_recv", spec.max_recv, limits.max_qp_wr, "at most the device's max_qp_wr"),
-            ("max_sge", spec.max_sge, limits.max_sge, "at most the device's max_sge"),
-            ("max_inline", spec.max_inline, limits.max_inline, "at most the device's max_inline"),
-        ] {
-            check(value <= most, what, value.into(), right)?;
-        }
-        for cq in [spec.send_cq, spec.recv_cq] {
-            let right = "a completion queue of the same port";
-            check(
-                find(&self.cqs, cq.index(), "completion queue")?.port == port,
-                "port",
-                port.0.into(),
-                right,
-            )?;
-        }
-        if let Some(srq) = spec.srq {
-            check(spec.max_recv == 0, "max_recv", spec.max_recv.into(), "0 with a shared receive queue")?;
-            let right = "a shared receive queue of the same port";
-            let srq = find_mut(&mut self.srqs, srq.index(), "shared receive queue")?;
-            check(srq.port == port, "port", port.0.into(), right)?;
-            srq.users += 1;
-        }
-        for cq in [spec.send_cq, spec.recv_cq] {
-            find_mut(&mut self.cqs, cq.index(), "completion queue")?.users += 1;
-        }
-        while self.qpns.contains(&self.next_qpn) {
-            self.next_qpn = 0x10 + (self.next_qpn + 1) % 0xff_fff0;
-        }
-        let qpn = self.next_qpn;
-        self.next_qpn = 0x10 + (self.next_qpn + 1 - 0x10) % 0xff_fff0;
-        let own = &self.ports[port.index()];
-        let gid = own.gids.first().copied().unwrap_or_default();
-        let end = Endpoint { qpn, psn: 0, gid, lid: own.lid, mtu: own.mtu };
-        let id = QpId(self.qps.len() as u32);
-        self.qps.push(Some(Box::new(Qp::new(id, port, spec, end))));
-        self.qpns.insert(qpn, id);
-        self.live_qps += 1;
-        self.cpu = self.cpu + self.nic.create_qp.0;
-        Ok(id)
-    }
-    fn endpoint(&self, qp: QpId) -> Result<Endpoint> {
-        self.qp_ref(qp).map(|q| q.end).ok_or(Error::NoSuch("queue pair"))
-    }
-    fn modify_qp(&mut self, qp: QpId, step: Step) -> Result<()> {
-        let mut own = self.take_qp(qp).ok_or(Error::NoSuch("queue pair"))?;
-        let result = self.step(&mut own, step);
-        self.put_qp(own);
-        if result.is_ok() {
-            self.cpu = self.cpu + self.nic.modify_qp.0;
-            if step == Step::Err {
-                self.fail(qp, None);
-                self.settle_overruns();
-            }
-        }
-        result
-    }
-    fn qp_state(&self, qp: QpId) -> Result<QpState> {
-        self.qp_ref(qp).map(|q| q.state).ok_or(Error::NoSuch("queue pair"))
-    }
-    fn destroy_qp(&mut self, qp: QpId) -> Result<()> {
-        let mut own = self.take_qp(qp).ok_or(Error::NoSuch("queue pair"))?;
-        self.discard(&mut own);
-        self.qpns.remove(&own.end.qpn);
-        self.live_qps -= 1;
-        for cq in [own.spec.send_cq, own.spec.recv_cq] {
-            find_mut(&mut self.cqs, cq.index(), "completion queue")?.users -= 1;
-        }
-        if let Some(srq) = own.spec.srq {
-            find_mut(&mut self.srqs, srq.index(), "shared receive queue")?.users -= 1;
-        }
-        Ok(())
-    }
-
-    fn post_send(&mut self, qp: QpId, chain: &[Item<'_>]) -> Result<(), Refused> {
-        let result = self.post_chain(qp, chain);
-        self.settle_overruns();
-        result
-    }
-    fn post_recv(&mut self, qp: QpId, recv: Recv<'_>) -> Result<(), Refused> {
-        let refuse = |at, why| Err(Refused { at, why });
-        let Some(mut own) = self.take_qp(qp) else { return refuse(0, Error::NoSuch("queue pair")) };
-        let result = if own.spec.srq.is_some() {
-            refuse(0, Error::Unsupported("receives on a queue pair with a shared receive queue"))
-        } else if own.state == QpState::Reset {
-            refuse(
-                0,
-                Error::State { what: "post_recv needs INIT or later; the queue pair", state: own.state },
-            )
-        } else if recv.sges.len() as u64 > u64::from(own.spec.max_sge) {
-            let (value, right) = (recv.sges.len() as u64, "at most the queue pair's max_sge");
-            refuse(0, Error::Invalid { what: "SGEs of a receive", value, right })
-        } else {
-            let room = recv.count.min(own.spec.max_recv - own.rq.posted);
-            if room > 0 {
-                own.rq.push(recv.first, room, recv.sges);
-                self.cpu = self.cpu + self.nic.post_recv.0 * u64::from(room);
-                if own.state == QpState::Err {
-                    self.flush_receives(&mut own, Status::WrFlush);
-                }
-            }
-            if room < recv.count { refuse(room.into(), Error::QueueFull) } else { Ok(()) }
-        };
-        self.put_qp(own);
-        self.settle_overruns();
-        result
-    }
-    fn post_srq_recv(&mut self, srq: SrqId, recv: Recv<'_>) -> Result<(), Refused> {
-        let refuse = |at, why| Err(Refused { at, why });
-        let own = match find_mut(&mut self.srqs, srq.index(), "shared receive queue") {
-            Ok(own) => own,
-            Err(why) => return refuse(0, why),
-        };
-        if recv.sges.len() as u64 > u64::from(own.spec.max_sge) {
-            let (value, right) = (recv.sges.len() as u64, "at most the shared receive queue's max_sge");
-            return refuse(0, Error::Invalid { what: "SGEs of a receive", value, right });
-        }
-        let room = recv.count.min(own.spec.max_recv - own.queue.posted);
-        if room > 0 {
-            own.queue.push(recv.first, room, recv.sges);
-            self.cpu = self.cpu + self.nic.post_recv.0 * u64::from(room);
-        }
-        if room < recv.count { refuse(room.into(), Error::QueueFull) } else { Ok(()) }
-    }
-
-    fn poll(&mut self, cq: CqId, into: &mut [Completion]) -> usize {
-        let Some(Some(queue)) = self.cqs.get_mut(cq.index()) else { return 0 };
-        let n = queue.entries.len().min(into.len());
-        for (entry, slot) in queue.entries.drain(..n).zip(into) {
-            *slot = entry.completion;
-            if entry.slots > 0
-                && let Some(Some(qp)) = self.qps.get_mut(entry.completion.qp.index())
-            {
-                qp.used -= entry.slots;
-            }
-        }
-        self.cpu = self.cpu + self.nic.poll.0 + self.nic.poll_cqe.0 * n as u64;
-        n
-    }
-    fn next_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
     }
 }

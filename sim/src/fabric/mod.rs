@@ -19,24 +19,30 @@
 //! **Send-queue room.** A request occupies its place until a completion that covers it is *polled*, as with mlx5 and rxe.
 //! A receive's place is free as soon as a message consumed it, as with rxe.
 
+mod arrive;
+mod calls;
+mod counters;
 mod exec;
+mod faults;
 mod host;
 mod memory;
 pub mod pair;
 mod post;
 mod qp;
+mod remains;
+mod serve;
 
-pub use host::{Counters, Objects, SimFabric};
+pub use counters::{Counters, Objects};
+pub use host::SimFabric;
 
-use crate::net::{FlowSpec, Fluid, NetError, Network, Topology};
-use crate::nic::{NicProfile, cost};
-use engine::fabric::{Done, Event, LinkLayer, Opcode, Port, QpState, Status, ack_timeout, rnr_delay};
+use crate::net::{Fluid, Network, Topology};
+use crate::nic::NicProfile;
+use engine::fabric::{LinkLayer, Port, QpState, Status};
 use engine::id::{CqId, PortId, QpId};
 use engine::time::{Span, Time};
-use exec::{Ends, Fault, LaneCache};
+use exec::LaneCache;
 use host::{Gone, Todo, Wiring, gid};
-use memory::{Local, Sides};
-use qp::{Kind, NO_WIRE, Pending, Place, Qp, Segment};
+use qp::Qp;
 use std::sync::Arc;
 
 /// A port to make.
@@ -134,9 +140,9 @@ pub struct Ready {
 /// What there is to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadyWhat {
-    /// Completions to poll.
+    /// Completions to poll, until there are none: this is said once per burst.
     Completions(CqId),
-    /// Asynchronous events to take.
+    /// Asynchronous events to take, all of them.
     Events,
 }
 
@@ -251,9 +257,13 @@ impl Fabrics {
         q: &mut impl Schedule,
         ready: &mut Vec<Ready>,
     ) -> Span {
-        let cpu = std::mem::replace(&mut self.hosts[host].cpu, Span(0));
-        self.dirty.push(host as u32);
-        self.settle(now, q, ready);
+        let own = &mut self.hosts[host];
+        let cpu = std::mem::replace(&mut own.cpu, Span(0));
+        // Most calls of a node leave the fabric alone.
+        if own.is_changed() {
+            self.dirty.push(host as u32);
+            self.settle(now, q, ready);
+        }
         cpu
     }
 
@@ -298,90 +308,10 @@ impl Fabrics {
         self.settle(now, q, ready);
     }
 
-    // ---- faults ----
-
-    /// A queue pair fails by itself: it goes to ERR, and [`Event::QpFatal`] says so.
-    pub fn fail_qp(
-        &mut self,
-        host: usize,
-        qp: QpId,
-        now: Time,
-        q: &mut impl Schedule,
-        ready: &mut Vec<Ready>,
-    ) {
-        let own = self.touch(host as u32, now);
-        if own.qp_ref(qp).is_some_and(|p| !matches!(p.state, QpState::Reset | QpState::Err)) {
-            own.fail(qp, None);
-            own.push_event(Event::QpFatal(qp));
-        }
-        self.settle(now, q, ready);
-    }
-
-    /// A port loses its link. What is on the way to it, and ACKs over it, are lost.
-    pub fn link_down(
-        &mut self,
-        host: usize,
-        port: PortId,
-        now: Time,
-        q: &mut impl Schedule,
-        ready: &mut Vec<Ready>,
-    ) {
-        let own = self.touch(host as u32, now);
-        let Some(state) = own.ports.get_mut(port.index()) else { return };
-        if std::mem::replace(&mut state.up, false) {
-            own.push_event(Event::PortDown(port));
-            let global = own.global(port);
-            for h in 0..self.hosts.len() as u32 {
-                for id in self.hosts[h as usize].qp_ids() {
-                    self.cut_off(h, id, global, now, q);
-                }
-            }
-        }
-        self.settle(now, q, ready);
-    }
-
-    /// A port gets its link back. Queue pairs go on at their next retry.
-    pub fn link_up(
-        &mut self,
-        host: usize,
-        port: PortId,
-        now: Time,
-        q: &mut impl Schedule,
-        ready: &mut Vec<Ready>,
-    ) {
-        let own = self.touch(host as u32, now);
-        let Some(state) = own.ports.get_mut(port.index()) else { return };
-        if !std::mem::replace(&mut state.up, true) {
-            own.push_event(Event::PortUp(port));
-        }
-        self.settle(now, q, ready);
-    }
-
-    /// A port's links run at `factor` of their speed from now on; 1 restores them.
-    pub fn degrade(
-        &mut self,
-        host: usize,
-        port: PortId,
-        factor: f64,
-        now: Time,
-        q: &mut impl Schedule,
-    ) -> Result<(), NetError> {
-        let global = self.hosts[host].global(port);
-        let topology = &self.wiring.topology;
-        let links = [topology.port_up(global), topology.port_down(global)];
-        for link in links.into_iter().flatten() {
-            let capacity = topology.links()[link.0 as usize].capacity * factor;
-            self.net.set_capacity(now.0, link, capacity)?;
-        }
-        self.changed = true;
-        self.reschedule(q);
-        Ok(())
-    }
-
     // ---- service ----
 
     /// A host that this event changes.
-    fn touch(&mut self, host: u32, now: Time) -> &mut SimFabric {
+    pub(super) fn touch(&mut self, host: u32, now: Time) -> &mut SimFabric {
         if !self.dirty.contains(&host) {
             self.dirty.push(host);
         }
@@ -390,12 +320,12 @@ impl Fabrics {
         own
     }
 
-    fn current(&self, host: u32, qp: QpId, epoch: u32) -> bool {
+    pub(super) fn current(&self, host: u32, qp: QpId, epoch: u32) -> bool {
         self.hosts[host as usize].qp_ref(qp).is_some_and(|p| p.epoch == epoch && p.state == QpState::Rts)
     }
 
     /// Works off what calls and failures left, tells what is ready, and sets the network's alarm.
-    fn settle(&mut self, now: Time, q: &mut impl Schedule, ready: &mut Vec<Ready>) {
+    pub(super) fn settle(&mut self, now: Time, q: &mut impl Schedule, ready: &mut Vec<Ready>) {
         let mut at = 0;
         while at < self.dirty.len() {
             let host = self.dirty[at];
@@ -429,7 +359,7 @@ impl Fabrics {
         self.reschedule(q);
     }
 
-    fn reschedule(&mut self, q: &mut impl Schedule) {
+    pub(super) fn reschedule(&mut self, q: &mut impl Schedule) {
         if !self.changed {
             return;
         }
@@ -442,7 +372,7 @@ impl Fabrics {
         }
     }
 
-    fn network(&mut self, now: Time, q: &mut impl Schedule) {
+    pub(super) fn network(&mut self, now: Time, q: &mut impl Schedule) {
         if self.wake.is_some_and(|wake| wake <= now) {
             self.wake = None;
         }
@@ -460,533 +390,6 @@ impl Fabrics {
             }
         }
         self.done = done;
-    }
-
-    /// The last byte of the segment in service left its NIC at `finish`.
-    fn left(&mut self, host: u32, id: QpId, finish: Time, q: &mut impl Schedule) {
-        let own = &mut self.hosts[host as usize];
-        let (transmit, receive) = (own.nic.transmit.0, own.nic.receive.0);
-        let Some(qp) = own.qp(id) else { return };
-        let (number, epoch) = (qp.next, qp.epoch);
-        qp.free = finish;
-        qp.next += 1;
-        let place = qp.peer.and_then(|p| p.place);
-        let Some(segment) = qp.segment(number) else { return };
-        let links = place.map_or(Span(0), |p| if segment.kind.answered() { p.back } else { p.out });
-        segment.left = true;
-        segment.arrives = finish + transmit + links + receive;
-        let arrives = segment.arrives;
-        qp.answers = qp.outstanding();
-        q.at(arrives, FabricEvent(Inner::Arrive { host, qp: id, epoch, number }));
-    }
-
-    /// Serves what waits on a queue pair, as far as it can go.
-    fn serve(&mut self, host: u32, id: QpId, now: Time, q: &mut impl Schedule) {
-        loop {
-            let own = &self.hosts[host as usize];
-            let Some(qp) = own.qp_ref(id) else { return };
-            if qp.state != QpState::Rts || qp.flow.is_some() || qp.stalled {
-                return;
-            }
-            let Some(&segment) = qp.sq.get((qp.next - qp.head) as usize) else { return };
-            let window = u64::from(qp.rts.max_rd_atomic);
-            if segment.fence && qp.answers > 0 {
-                return;
-            }
-            if segment.kind.answered() {
-                if window == 0 {
-                    if qp.next == qp.head {
-                        self.touch(host, now).fail(id, Some((Status::LocQpOp, 0)));
-                    }
-                    return;
-                }
-                if qp.answers >= window {
-                    return;
-                }
-            }
-            let start = now.max(segment.ready).max(qp.free);
-            let (port, free) = (qp.port, own.engine[qp.port.index()]);
-            let Some(place) = self.open(host, qp) else { return self.lose(host, id, start, q) };
-            let per = own.nic_message(port) * segment.load.requests;
-            let engine = free.max(start) + per;
-            let (wire, load) = (segment.rest(qp, &own.nic, own.ports[port.index()].link_layer), segment.load);
-            let read = segment.kind.answered();
-            let trip =
-                place.out + place.back + own.nic.transmit.0 * 2 + own.nic.receive.0 * 2 + own.nic.respond.0;
-            let cap = cost::rate_cap(&own.nic, &load, wire, read.then_some((window, trip)));
-            let line = own.ports[port.index()].bits_per_s as f64 / 8.0;
-            // Flows without a cap share one class of the network.
-            let cap = if cap >= line && line > 0.0 { f64::INFINITY } else { cap };
-            let (mut src, mut dst) = (own.global(port), place.global);
-            let mut begin = start;
-            if read {
-                begin = start + own.nic.transmit.0 + place.out + own.nic.receive.0 + own.nic.respond.0;
-                std::mem::swap(&mut src, &mut dst);
-            }
-            let label = qp.end.qpn;
-            let mut tag = qp.wire;
-            if tag == NO_WIRE {
-                tag = self.wires.len() as u32;
-                self.wires.push((host, id));
-            }
-            let own = &mut self.hosts[host as usize];
-            own.engine[port.index()] = engine;
-            own.counters.segments += 1;
-            own.counters.wire_bytes += wire;
-            own.counters.packets += load.packets;
-            let Some(qp) = own.qp(id) else { return };
-            (qp.wire, qp.engine) = (tag, engine);
-            if wire == 0 {
-                self.left(host, id, begin.max(engine), q);
-                continue;
-            }
-            let spec = FlowSpec { src, dst, bytes: wire as f64, weight: 1.0, cap, label, tag };
-            let flow = if begin <= now {
-                self.net.start(now.0, &spec)
-            } else {
-                self.net.start_at(now.0, begin.0, &spec)
-            };
-            self.changed = true;
-            match flow {
-                Ok(flow) => {
-                    if let Some(qp) = self.hosts[host as usize].qp(id) {
-                        qp.flow = Some(flow);
-                    }
-                }
-                Err(_) => self.lose(host, id, start, q),
-            }
-            return;
-        }
-    }
-
-    /// Where a queue pair's peer is, if packets get there now.
-    fn open(&self, host: u32, qp: &Qp) -> Option<Place> {
-        let place = qp.peer.as_ref()?.place?;
-        let up = |host: u32, port: PortId| self.hosts[host as usize].ports[port.index()].up;
-        (up(host, qp.port) && up(place.host, place.port)).then_some(place)
-    }
-
-    /// Stops the service of a queue pair; what is under way means nothing any more. It goes on at segment `next`.
-    fn halt(&mut self, host: u32, id: QpId, next: u64, now: Time) -> Option<&mut Qp> {
-        let qp = self.hosts[host as usize].qp(id)?;
-        if let Some(flow) = qp.flow.take() {
-            let _ = self.net.cancel(now.0, flow);
-            self.changed = true;
-        }
-        let qp = self.hosts[host as usize].qp(id)?;
-        qp.epoch = qp.epoch.wrapping_add(1);
-        qp.stalled = true;
-        qp.next = next.max(qp.head);
-        qp.free = now;
-        let from = (qp.next - qp.head) as usize;
-        for segment in qp.sq.range_mut(from..) {
-            (segment.left, segment.acked) = (false, Time::NEVER);
-        }
-        qp.answers = qp.outstanding();
-        Some(qp)
-    }
-
-    /// No ACK will come for the oldest segment that has none: its timer runs from `since`.
-    fn lose(&mut self, host: u32, id: QpId, since: Time, q: &mut impl Schedule) {
-        let now = self.hosts[host as usize].now;
-        let Some(qp) = self.hosts[host as usize].qp_ref(id) else { return };
-        let acked = qp.sq.iter().take_while(|s| s.acked != Time::NEVER).count() as u64;
-        let next = qp.head + acked;
-        let Some(qp) = self.halt(host, id, next, now.max(since)) else { return };
-        let epoch = qp.epoch;
-        if let Some(wait) = ack_timeout(qp.rts.timeout) {
-            q.at(since.max(now) + wait, FabricEvent(Inner::Timeout { host, qp: id, epoch }));
-        }
-    }
-
-    fn timeout(&mut self, host: u32, id: QpId, now: Time, q: &mut impl Schedule) {
-        let own = self.touch(host, now);
-        let Some(mut qp) = own.take_qp(id) else { return };
-        own.reap(&mut qp);
-        let over = qp.retries == 0;
-        if !over {
-            qp.retries -= 1;
-            own.counters.timeouts += 1;
-        }
-        own.put_qp(qp);
-        if over {
-            own.fail(id, Some((Status::RetryExc, 0)));
-        } else {
-            self.again(host, id, now, q);
-        }
-    }
-
-    fn again(&mut self, host: u32, id: QpId, now: Time, q: &mut impl Schedule) {
-        if let Some(qp) = self.touch(host, now).qp(id) {
-            qp.stalled = false;
-            qp.free = now;
-        }
-        self.serve(host, id, now, q);
-    }
-
-    /// A link went down: everything of this queue pair that needed it is lost.
-    fn cut_off(&mut self, host: u32, id: QpId, global: u32, now: Time, q: &mut impl Schedule) {
-        let own = &mut self.hosts[host as usize];
-        let Some(qp) = own.qp_ref(id) else { return };
-        let there = qp.peer.and_then(|p| p.place).map(|p| p.global);
-        if qp.state != QpState::Rts || own.global(qp.port) != global && there != Some(global) {
-            return;
-        }
-        own.now = now;
-        let Some(qp) = own.qp(id) else { return };
-        for segment in qp.sq.iter_mut().filter(|s| s.acked > now) {
-            segment.acked = Time::NEVER;
-        }
-        let sent = qp.sq.iter().any(|s| s.left && s.acked == Time::NEVER);
-        if !qp.stalled && (sent || qp.flow.is_some()) {
-            self.touch(host, now);
-            self.lose(host, id, now, q);
-        }
-    }
-
-    // ---- arrival ----
-
-    /// The responder of a connection, if it takes packets of `from` now.
-    fn responder(&self, from: &Qp) -> Option<(u32, QpId)> {
-        let peer = from.peer.as_ref()?;
-        let place = peer.place?;
-        let host = &self.hosts[place.host as usize];
-        let id = host.by_number(peer.end.qpn)?;
-        let qp = host.qp_ref(id)?;
-        let takes = matches!(qp.state, QpState::Rtr | QpState::Rts)
-            && qp.port == place.port
-            && qp.end.psn == peer.end.psn
-            && qp.talks_to(&from.end)
-            && host.ports[place.port.index()].up;
-        takes.then_some((place.host, id))
-    }
-
-    fn arrive(&mut self, host: u32, id: QpId, epoch: u32, number: u64, now: Time, q: &mut impl Schedule) {
-        if !self.current(host, id, epoch) {
-            return;
-        }
-        self.touch(host, now);
-        let Some(qp) = self.hosts[host as usize].qp_ref(id) else { return };
-        let Some(&segment) = number.checked_sub(qp.head).and_then(|i| qp.sq.get(i as usize)) else { return };
-        let (Some((there, target)), Some(place)) = (self.responder(qp), qp.peer.and_then(|p| p.place)) else {
-            self.hosts[host as usize].counters.dropped += 1;
-            return self.lose(host, id, now, q);
-        };
-        let answered = segment.kind.answered();
-        let back = self.hosts[host as usize].nic.ack.0 + place.back;
-        let verdict = if segment.executed && segment.kind != Kind::Read {
-            Ok(())
-        } else {
-            self.touch(there, now);
-            self.work(host, id, &segment, there, target, now, q)
-        };
-        match verdict {
-            Ok(()) => {
-                let own = &mut self.hosts[host as usize];
-                own.counters.bytes += if segment.executed { 0 } else { segment.load.bytes };
-                let cqe = own.nic.send_cqe.0;
-                let Some(qp) = own.qp(id) else { return };
-                let acked = if answered { now } else { now + back }.max(qp.last_ack);
-                qp.last_ack = acked;
-                (qp.retries, qp.rnr_retries) = (qp.rts.retry_cnt, qp.rts.rnr_retry);
-                if let Some(segment) = qp.segment(number) {
-                    (segment.executed, segment.acked) = (true, acked);
-                }
-                if segment.signaled || answered {
-                    q.at(acked + cqe, FabricEvent(Inner::Acked { host, qp: id }));
-                }
-            }
-            Err(Refusal::NotReady(wait)) => {
-                self.hosts[host as usize].counters.rnr_naks += 1;
-                let Some(qp) = self.halt(host, id, number, now) else { return };
-                let epoch = qp.epoch;
-                let requests = segment.load.requests;
-                if let Some(segment) = qp.segment(number) {
-                    segment.placed = segment.kind == Kind::Write;
-                }
-                if qp.rnr_retries == 0 {
-                    let (index, status) = (requests - 1, Status::RnrRetryExc);
-                    q.at(now + back, FabricEvent(Inner::Nak { host, qp: id, epoch, index, status }));
-                } else {
-                    // 7 is for ever (InfiniBand spec 9.7.5.2.8).
-                    qp.rnr_retries -= u8::from(qp.rnr_retries != 7);
-                    q.at(now + back + wait, FabricEvent(Inner::Retry { host, qp: id, epoch }));
-                }
-            }
-            Err(Refusal::Fault(fault)) => {
-                let Some(qp) = self.halt(host, id, number, now) else { return };
-                let epoch = qp.epoch;
-                let (index, status) = (fault.index, fault.requester);
-                q.at(now + back, FabricEvent(Inner::Nak { host, qp: id, epoch, index, status }));
-            }
-        }
-    }
-
-    /// The responder's side of a segment that arrived whole.
-    #[allow(clippy::too_many_arguments)]
-    fn work(
-        &mut self,
-        host: u32,
-        id: QpId,
-        segment: &Segment,
-        there: u32,
-        target: QpId,
-        now: Time,
-        q: &mut impl Schedule,
-    ) -> Result<(), Refusal> {
-        let consumes = segment.kind == Kind::Send || segment.imm.is_some();
-        let responder = &self.hosts[there as usize];
-        let Some(rqp) = responder.qp_ref(target) else { return Err(Refusal::NotReady(Span(0))) };
-        let (rport, access, Some(peer)) = (rqp.port, rqp.access, rqp.peer) else {
-            return Err(Refusal::NotReady(Span(0)));
-        };
-        let mut fault = None;
-        if segment.kind.answered() {
-            let most = u64::from(peer.rtr.max_dest_rd_atomic);
-            let open = self.hosts[host as usize].qp_ref(id).map_or(0, |qp| qp.answers);
-            if open > most {
-                let own = segment.window(self.hosts[host as usize].qp_ref(id));
-                let index = most.saturating_sub(open - own);
-                fault = Some(Fault { index, requester: Status::RemInvReq, receive: None, remote: true });
-            }
-        }
-        let receive = if consumes { responder.next_receive(rqp) } else { None };
-        let ready = !consumes || receive.is_some();
-        // Only a SEND looks at the receive's ranges.
-        let ranges = if segment.kind == Kind::Send {
-            receive.map(<[_]>::to_vec).unwrap_or_default()
-        } else {
-            Vec::new()
-        };
-        if fault.is_none() && !segment.placed && (ready || segment.kind == Kind::Write) {
-            fault = self.execute(host, id, segment, (there, rport), access, &ranges);
-        }
-        if let Some(fault) = fault {
-            if fault.remote {
-                self.responder_fails(there, target, &fault, now);
-            }
-            return Err(Refusal::Fault(fault));
-        }
-        if !ready {
-            return Err(Refusal::NotReady(rnr_delay(peer.rtr.min_rnr_timer)));
-        }
-        if consumes {
-            let bytes = match self.hosts[host as usize].qp_ref(id) {
-                Some(qp) => host::last_bytes(qp, segment),
-                None => 0,
-            };
-            self.receive(there, target, segment, bytes, now, q);
-        }
-        Ok(())
-    }
-
-    /// A message consumed a receive: its completion is on its way.
-    fn receive(
-        &mut self,
-        there: u32,
-        target: QpId,
-        segment: &Segment,
-        bytes: u32,
-        now: Time,
-        q: &mut impl Schedule,
-    ) {
-        let own = &mut self.hosts[there as usize];
-        let Some(wr) = own.consume(target) else { return };
-        let opcode = if segment.kind == Kind::Send { Opcode::Recv } else { Opcode::RecvWithImm };
-        let at = now + own.nic.recv_cqe.0;
-        let done = Done { opcode, bytes, imm: segment.imm };
-        if let Some(qp) = own.qp(target) {
-            qp.arrived.push_back(Pending { at, id: wr, done });
-            q.at(at, FabricEvent(Inner::Received { host: there, qp: target }));
-        }
-    }
-
-    fn execute(
-        &mut self,
-        host: u32,
-        id: QpId,
-        segment: &Segment,
-        (there, remote_port): (u32, PortId),
-        access: engine::fabric::Access,
-        receive: &[engine::fabric::Sge],
-    ) -> Option<Fault> {
-        let lanes = &mut self.lanes;
-        let mut run = |qp: &Qp, sides: Sides<'_>| {
-            let mtu = u64::from(qp.mtu());
-            let mut ends = Ends { sides, local_port: qp.port, remote_port, access, mtu };
-            exec::execute(qp, segment, &mut ends, lanes, receive, None).err()
-        };
-        if host == there {
-            let (qp, memory) = self.hosts[host as usize].qp_and_memory(id)?;
-            return run(qp, Sides { local: Local::Same, remote: memory });
-        }
-        let [own, other] = self.hosts.get_disjoint_mut([host as usize, there as usize]).ok()?;
-        let (qp, memory) = own.qp_and_memory(id)?;
-        run(qp, Sides { local: Local::Own(memory), remote: &mut other.memory })
-    }
-
-    /// The responder found a request wrong: its queue pair fails too.
-    fn responder_fails(&mut self, there: u32, target: QpId, fault: &Fault, now: Time) {
-        let own = self.touch(there, now);
-        if let Some(status) = fault.receive
-            && let Some(wr) = own.consume(target)
-            && let Some(mut qp) = own.take_qp(target)
-        {
-            own.deliver(&mut qp, true);
-            let cq = qp.spec.recv_cq;
-            own.put_qp(qp);
-            own.fail_receive(target, cq, wr, status);
-        }
-        own.fail(target, None);
-        own.push_event(Event::QpFatal(target));
-    }
-
-    // ---- what queue pairs leave behind ----
-
-    /// A queue pair left its connection. What had left its NIC still arrives; answers that its peer waited for do not.
-    fn bury(&mut self, host: u32, mut gone: Box<Gone>, now: Time, q: &mut impl Schedule) {
-        let mut torn = None;
-        if let Some(flow) = gone.qp.flow.take() {
-            self.changed = true;
-            let served = self.net.cancel(now.0, flow).unwrap_or(0.0);
-            let nic = &self.hosts[host as usize].nic;
-            let link = self.hosts[host as usize].ports[gone.qp.port.index()].link_layer;
-            let number = gone.qp.next;
-            if let Some(segment) = number.checked_sub(gone.qp.head).and_then(|i| gone.qp.sq.get(i as usize)) {
-                let wire = segment.rest(&gone.qp, nic, link);
-                let share = if wire == 0 { 0.0 } else { (served / wire as f64).clamp(0.0, 1.0) };
-                if !segment.kind.answered() && !segment.placed {
-                    torn = Some((number, (segment.load.bytes as f64 * share) as u64));
-                }
-            }
-        }
-        if let Some((there, peer)) = self.responder_of_gone(&gone.qp) {
-            let waits = |qp: &Qp| {
-                qp.flow.is_some()
-                    && qp.sq.get((qp.next - qp.head) as usize).is_some_and(|s| s.kind.answered())
-                    && qp.state == QpState::Rts
-                    && qp.talks_to(&gone.qp.end)
-            };
-            if self.hosts[there as usize].qp_ref(peer).is_some_and(waits) {
-                self.touch(there, now);
-                self.lose(there, peer, now, q);
-            }
-        }
-        let Some(place) = gone.qp.peer.and_then(|p| p.place) else { return };
-        if gone.memory.is_none() {
-            return;
-        }
-        let own = &self.hosts[host as usize].nic;
-        let way = own.transmit.0 + place.out + own.receive.0;
-        let slot = self.gone_free.pop().unwrap_or(self.gone.len() as u32);
-        let left = (gone.qp.next - gone.qp.head) as usize;
-        for (i, segment) in gone.qp.sq.iter().take(left).enumerate() {
-            if segment.left && !segment.executed && !segment.kind.answered() {
-                let number = gone.qp.head + i as u64;
-                let event = Inner::Remains { gone: slot, number, limit: None };
-                q.at(segment.arrives.max(now), FabricEvent(event));
-                gone.pending += 1;
-            }
-        }
-        if let Some((number, limit)) = torn {
-            q.at(now + way, FabricEvent(Inner::Remains { gone: slot, number, limit: Some(limit) }));
-            gone.pending += 1;
-        }
-        if gone.pending == 0 {
-            if (slot as usize) < self.gone.len() {
-                self.gone_free.push(slot);
-            }
-        } else if slot as usize == self.gone.len() {
-            self.gone.push(Some(gone));
-        } else {
-            self.gone[slot as usize] = Some(gone);
-        }
-    }
-
-    fn responder_of_gone(&self, qp: &Qp) -> Option<(u32, QpId)> {
-        let peer = qp.peer?;
-        let place = peer.place?;
-        Some((place.host, self.hosts[place.host as usize].by_number(peer.end.qpn)?))
-    }
-
-    /// What a failed queue pair had sent arrives.
-    fn remains(&mut self, slot: u32, number: u64, limit: Option<u64>, now: Time, q: &mut impl Schedule) {
-        let Some(mut gone) = self.gone[slot as usize].take() else { return };
-        self.remains_of(&gone, number, limit, now, q);
-        gone.pending -= 1;
-        if gone.pending > 0 {
-            self.gone[slot as usize] = Some(gone);
-        } else {
-            self.gone_free.push(slot);
-        }
-    }
-
-    fn remains_of(&mut self, gone: &Gone, number: u64, limit: Option<u64>, now: Time, q: &mut impl Schedule) {
-        let Some((there, target)) = self.responder(&gone.qp) else { return };
-        let Some(memory) = &gone.memory else { return };
-        let Some(&segment) = number.checked_sub(gone.qp.head).and_then(|i| gone.qp.sq.get(i as usize)) else {
-            return;
-        };
-        self.touch(there, now);
-        let own = &mut self.hosts[there as usize];
-        let Some(rqp) = own.qp_ref(target) else { return };
-        let (remote_port, access) = (rqp.port, rqp.access);
-        let consumes = segment.kind == Kind::Send || segment.imm.is_some();
-        let receive = own.next_receive(rqp).map(<[_]>::to_vec);
-        if segment.kind == Kind::Send && receive.is_none() {
-            return;
-        }
-        if !segment.placed {
-            let mtu = u64::from(gone.qp.mtu());
-            let sides = Sides { local: Local::Then(memory), remote: &mut own.memory };
-            let mut ends = Ends { sides, local_port: gone.qp.port, remote_port, access, mtu };
-            let ranges = receive.as_deref().unwrap_or(&[]);
-            if let Err(fault) = exec::execute(&gone.qp, &segment, &mut ends, &mut self.lanes, ranges, limit) {
-                if fault.remote && limit.is_none() {
-                    self.responder_fails(there, target, &fault, now);
-                }
-                return;
-            }
-        }
-        if consumes && limit.is_none() && receive.is_some() {
-            let bytes = host::last_bytes(&gone.qp, &segment);
-            self.receive(there, target, &segment, bytes, now, q);
-        }
-    }
-}
-
-/// Why a segment was not worked.
-enum Refusal {
-    /// No receive; try again after this.
-    NotReady(Span),
-    Fault(Fault),
-}
-
-impl Segment {
-    /// Bytes that have to go over the wire: all, or the last packet if the data is in place already.
-    fn rest(&self, qp: &Qp, nic: &NicProfile, link: LinkLayer) -> u64 {
-        if self.placed && self.kind == Kind::Write {
-            self.wire.min(
-                u64::from(qp.mtu()) + u64::from(nic.packet_header(link)) + u64::from(nic.headers.immediate),
-            )
-        } else {
-            self.wire
-        }
-    }
-
-    /// Answers of it that are outstanding at a time.
-    fn window(&self, qp: Option<&Qp>) -> u64 {
-        self.load.requests.min(qp.map_or(0, |q| u64::from(q.rts.max_rd_atomic)))
-    }
-}
-
-impl Qp {
-    /// READs and atomics that left and are not answered.
-    fn outstanding(&self) -> u64 {
-        let left = (self.next - self.head) as usize;
-        let most = u64::from(self.rts.max_rd_atomic);
-        let open = self.sq.iter().take(left).filter(|s| s.kind.answered() && s.acked == Time::NEVER);
-        open.map(|s| s.load.requests.min(most)).sum()
     }
 }
 

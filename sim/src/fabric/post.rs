@@ -63,6 +63,7 @@ impl Qp {
             }
             _ => {
                 chain.segments += 1;
+                self.reads += u32::from(part.kind.answered());
                 self.sq.push_back(Segment {
                     kind: part.kind,
                     load: part.load,
@@ -231,7 +232,7 @@ impl SimFabric {
         let every = u64::from(batch.signal_every);
         while at < end {
             // An immediate in every request, or a signal, ends a segment.
-            let mut to = if every > 0 { ((at / every + 1) * every).min(end) } else { end };
+            let mut to = at.checked_div(every).map_or(end, |n| ((n + 1) * every).min(end));
             if op.1.is_some() {
                 to = at + 1;
             }

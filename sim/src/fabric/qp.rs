@@ -203,6 +203,8 @@ pub(crate) struct Qp {
     pub(crate) rnr_retries: u8,
     /// READs and atomics that left and are not answered.
     pub(crate) answers: u64,
+    /// Segments of READs and atomics in the send queue.
+    pub(crate) reads: u32,
     /// Number of this queue pair among those that ever had a flow.
     pub(crate) wire: u32,
 
@@ -244,6 +246,7 @@ impl Qp {
             retries: 0,
             rnr_retries: 0,
             answers: 0,
+            reads: 0,
             wire: NO_WIRE,
             rq: RecvQueue::default(),
             arrived: VecDeque::new(),
@@ -270,6 +273,7 @@ impl Qp {
     /// Forgets the oldest segment and its requests.
     pub(crate) fn pop_segment(&mut self) -> Option<Segment> {
         let segment = self.sq.pop_front()?;
+        self.reads -= u32::from(segment.kind.answered());
         self.head += 1;
         for _ in 0..segment.works {
             self.work_head += 1;

@@ -42,7 +42,7 @@ fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let mut place = scale;
     for digit in fraction.bytes() {
         let digit = u64::from(digit - b'0');
-        if place % 10 != 0 && digit != 0 {
+        if (place % 10 != 0 || place == 0) && digit != 0 {
             return None;
         }
         place /= 10;
