@@ -69,7 +69,8 @@ impl Sender {
         let remote_port =
             port_of(ends.dst, link.facts.ranks.len(), ends.rail, theirs.aux.rkeys.len()).index();
         let rkey = |keys: &[u32]| RKey(keys.get(remote_port).copied().unwrap_or(0));
-        let budget = requests.min(free);
+        // The writes behind the KV are one piece: in a window smaller than that they go out together all the same.
+        let budget = requests.max(part.extras()).min(free);
 
         // Requests of the plans.
         let mut chain: Vec<Item<'_>> = Vec::with_capacity(4);
