@@ -190,7 +190,9 @@ impl Sender {
         }
         link.state = State::Down;
         for wire in &mut link.wires {
-            wire.blocked.clear();
+            for id in wire.blocked.drain(..) {
+                self.jobs[id as usize].blocked = None;
+            }
             if !matches!(cx.fabric.qp_state(wire.qp), Ok(QpState::Err | QpState::Reset)) {
                 // A queue pair that cannot be moved is gone already.
                 let _ = cx.fabric.modify_qp(wire.qp, Step::Err);
@@ -366,6 +368,7 @@ impl Sender {
         port.posted_requests -= slice.requests;
         for id in wire.blocked.drain(..) {
             let job = &mut self.jobs[id as usize];
+            job.blocked = None;
             if let Some(room) = self.rooms.get(job.room as usize).and_then(Option::as_ref)
                 && !job.queued
                 && !job.parts.is_empty()

@@ -56,7 +56,8 @@ impl Sender {
         let (Some(target), true, true) = (&room.target, link.is_up(), free >= part.extras().max(1)) else {
             order.remove(id);
             job.queued = false;
-            if link.is_up() {
+            if link.is_up() && job.blocked.is_none() {
+                job.blocked = Some(part.wire);
                 link.wires[part.wire as usize].blocked.push(id);
             }
             return Posted::Blocked;
@@ -177,9 +178,9 @@ impl Sender {
             batch.signal_last = true;
         }
         if chain.is_empty() {
-            order.remove(id);
-            job.queued = false;
-            wire.blocked.push(id);
+            // A rank without a registration on this port: nothing of this part can ever be posted.
+            let key = room.spec.key;
+            self.fail(cx, key, Reason::Transfer, true);
             return Posted::Blocked;
         }
 

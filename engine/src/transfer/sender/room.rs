@@ -69,6 +69,8 @@ pub(super) struct JobState {
     pub parts: VecDeque<u32>,
     pub left: u64,
     pub queued: bool,
+    /// The wire for whose send queue it waits.
+    pub blocked: Option<u32>,
 }
 
 /// A room at the sender.
@@ -353,7 +355,7 @@ impl Sender {
             let port = link.port_of(part.wire as usize, &self.memory);
             let found = room.jobs.iter().copied().find(|id| self.jobs[*id as usize].port == port);
             let id = found.unwrap_or_else(|| {
-                let job = JobState { room: index, port, parts: VecDeque::new(), left: 0, queued: false };
+                let job = JobState { room: index, port, parts: VecDeque::new(), left: 0, queued: false, blocked: None };
                 let id = match self.free_jobs.pop() {
                     Some(id) => {
                         self.jobs[id as usize] = job;
@@ -382,7 +384,7 @@ impl Sender {
         for id in &room.jobs {
             let job = &mut self.jobs[*id as usize];
             let order = &mut self.ports[job.port.index()].order;
-            if job.parts.is_empty() {
+            if job.parts.is_empty() || job.blocked.is_some() {
                 continue;
             }
             if job.queued {
@@ -398,8 +400,15 @@ impl Sender {
     /// Takes a room's jobs away from the order policies.
     pub(super) fn drop_jobs(&mut self, index: u32) {
         let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        let mut link = self.links.get_mut(&room.spec.peer);
         for id in room.jobs.drain(..) {
             let job = &mut self.jobs[id as usize];
+            // The id is used again: no list may keep it.
+            if let Some(wire) = job.blocked.take()
+                && let Some(wire) = link.as_mut().and_then(|link| link.wires.get_mut(wire as usize))
+            {
+                wire.blocked.retain(|other| *other != id);
+            }
             if job.queued {
                 self.ports[job.port.index()].order.remove(id);
                 job.queued = false;
