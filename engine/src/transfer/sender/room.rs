@@ -418,10 +418,14 @@ impl Sender {
         }
     }
 
-    /// A page list or abort for a room that is not open here: nothing was posted for it, and nothing ever will be.
+    /// A page list or abort for a room that is not open here: it ended, and its report is told again; or nothing was posted for
+    /// it, and nothing ever will be.
     fn refuse_unknown(&mut self, cx: &mut Cx<'_>, key: RoomKey) {
-        let report = Report { delivered: false, clean: true };
-        self.tombstones.add(cx.now, key, report);
+        let ended = self.tombstones.get(&key).copied().filter(|_| self.config.rules.tombstones);
+        let report = ended.unwrap_or(Report { delivered: false, clean: true });
+        if ended.is_none() {
+            self.tombstones.add(cx.now, key, report);
+        }
         self.news.push_back(News::Tell(Message::Report { key, report }));
     }
 
