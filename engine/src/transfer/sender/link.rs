@@ -331,8 +331,8 @@ impl Sender {
             }
             Err(failed) => {
                 let Some(link) = self.links.get(&peer) else { return };
-                // The first one that is neither success nor flush names the culprit.
-                if link.state != State::Down && failed.status != Status::WrFlush {
+                // The first one that is neither success nor flush names the culprit, also when the target's offer came before it.
+                if failed.status != Status::WrFlush {
                     let culprit = link.wires[index].slices.front().map(|slice| slice.room);
                     let retry =
                         matches!(failed.status, Status::RetryExc | Status::RnrRetryExc | Status::RemOp);
