@@ -68,9 +68,8 @@ impl Receiver {
             Granularity::Chunk | Granularity::LayerWise { .. } => self.config.parts_per_rail.max(1),
         };
         let rails = self.config.rail_policy.choose(0, self.config.rails).len() as u16;
-        // One part more than whole pieces may be needed for what was kept back.
-        let per_rail = if per_rail == 1 { 1 } else { per_rail.max(2) };
-        ((per_rail * rails).min(Immediate::PARTS as u16), per_rail)
+        let per_rail = per_rail.min(Immediate::PARTS as u16 / rails.max(1)).max(1);
+        (per_rail.saturating_mul(rails).min(Immediate::PARTS as u16), per_rail)
     }
 
     /// Receives that a room of this peer and group needs, by port.
