@@ -370,7 +370,15 @@ impl Receiver {
         }
         let (key, peer) = (room.spec.key, room.spec.peer);
         let reachable = self.links.get(&peer).is_some_and(super::Link::may_be_written);
-        if room.fenced || !reachable || room.report.is_some_and(|report| report.clean) {
+        let clean = room.report.is_some_and(|report| report.clean);
+        if room.fenced || !reachable || clean {
+            // A free by fence, also when the ends are already down: the room's page list may still be under way.
+            if !reachable
+                && !clean
+                && let Some(link) = self.links.get_mut(&peer)
+            {
+                link.fence_epoch += 1;
+            }
             self.release(cx, index);
         } else if room.report.is_some() {
             self.fence_for_free(cx, peer, index);
