@@ -188,7 +188,11 @@ impl Receiver {
         let Some((peer, wire)) = self.qps.get(&completion.qp).copied() else { return };
         let Some(link) = self.links.get(&peer) else { return };
         let port = link.port_of(wire, &self.memory).index();
-        let Ok(done) = completion.result else { return };
+        let Ok(done) = completion.result else {
+            // This side posts nothing but receives, so a failed completion used one up.
+            self.ports[port].posted = self.ports[port].posted.saturating_sub(1);
+            return;
+        };
         if done.opcode != Opcode::RecvWithImm && done.opcode != Opcode::Recv {
             return;
         }
@@ -218,7 +222,7 @@ impl Receiver {
             self.stats.stale_immediates += 1;
             return;
         };
-        source.count += 1;
+        source.count = source.count.saturating_add(1);
         if !source.seen.insert(imm.part) {
             self.stats.repeated_parts += 1;
         }
