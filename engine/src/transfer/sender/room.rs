@@ -154,6 +154,7 @@ impl Sender {
             link.rooms.push(index);
         }
         self.timers.arm(key, cx.now + self.config.room_deadline);
+        self.ask_if_idle(peer);
         true
     }
 
