@@ -428,6 +428,8 @@ impl PrefillNode {
         {
             // Everything was given back in order; what a broken device refuses is gone with the process.
             let _ = sender.close(cx.fabric);
+            // Nobody is left to take a step's end: its deadline would be overdue for ever.
+            self.step = None;
         }
     }
 }
