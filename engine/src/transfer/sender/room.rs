@@ -8,7 +8,7 @@ use crate::fabric::Plan;
 use crate::id::{InstanceId, PortId};
 use crate::node::{Cx, Reason};
 use crate::policy::{Job, JobId};
-use crate::registry::{Message, PageList, Report, RoomKey};
+use crate::registry::{Message, PageList, PageRun, Report, RoomKey};
 use crate::time::Time;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -186,19 +186,18 @@ impl Sender {
         if room.ending {
             return;
         }
-        let peer = room.spec.peer;
-        if let Some(link) = self.links.get(&peer) {
-            let stale = rules.fence_epoch && link.is_stale(list.fence_epoch, &list.key);
-            let outside = list.pages.iter().any(|run| {
-                run.first.0 == 0
-                    || run.first.0.checked_add(run.count).is_none_or(|end| end > link.facts.pages)
-            });
-            let limits =
-                u32::from(list.slot) >= link.facts.slots || list.group >= link.facts.dp || list.credits == 0;
-            if stale || outside || limits || list.tokens != room.spec.tokens {
-                self.fail(cx, list.key, Reason::Refused, true);
-                return;
-            }
+        let link = self.links.get(&room.spec.peer);
+        let stale = link.is_some_and(|link| rules.fence_epoch && link.is_stale(list.fence_epoch, &list.key));
+        let have = room.target.as_ref().map_or(0, |target| target.table.len());
+        let listed = list.pages.iter().try_fold(0u32, |sum, run| sum.checked_add(run.count));
+        // A fragment that comes again adds nothing.
+        let fits = listed.is_some_and(|n| {
+            list.offset < have || have.checked_add(n).is_some_and(|end| end <= list.total)
+        });
+        let outside = list.pages.iter().any(|run| !in_pool(run, link.map_or(u32::MAX, |link| link.facts.pages)));
+        if stale || outside || !fits || list.credits == 0 || list.tokens != room.spec.tokens {
+            self.fail(cx, list.key, Reason::Refused, true);
+            return;
         }
         match &mut room.target {
             None if list.offset == 0 => {
@@ -259,6 +258,16 @@ impl Sender {
         let Some(link) = self.links.get(&room.spec.peer) else { return };
         let Some(target) = &room.target else { return };
         if room.ending || room.sealed || target.table.len() < target.total {
+            return;
+        }
+        // Checked here because the list may have come before the peer's facts.
+        let facts = &link.facts;
+        if u32::from(target.slot) >= facts.slots
+            || target.group >= facts.dp
+            || !target.table.runs().iter().all(|run| in_pool(run, facts.pages))
+        {
+            let key = room.spec.key;
+            self.fail(cx, key, Reason::Refused, true);
             return;
         }
         if room.pieces.is_empty() && !room.all_produced {
@@ -546,6 +555,11 @@ impl Sender {
             self.peer_gone(cx, peer);
         }
     }
+}
+
+/// Whether a run lies in a pool of so many pages, the padding page 0 not being one to write to.
+fn in_pool(run: &PageRun, pages: u32) -> bool {
+    run.first.0 > 0 && run.first.0.checked_add(run.count).is_some_and(|end| end <= pages)
 }
 
 /// Bytes of a window over the concatenation of plans.
