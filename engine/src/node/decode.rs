@@ -180,7 +180,11 @@ impl DecodeNode {
                 let own = receiver.memory().facts();
                 match pair(&self.config, &facts, &own) {
                     Ok(pairing) => receiver.meet(cx, instance, pairing),
-                    Err(_) => self.drop_waiting(cx, instance, Reason::Layout),
+                    Err(_) => {
+                        // Asked again for the next room, which fails as fast.
+                        self.peers.forget(instance);
+                        self.drop_waiting(cx, instance, Reason::Layout);
+                    }
                 }
             }
             Message::FactsOf { instance, facts: None } | Message::Gone { instance } => {
@@ -202,14 +206,20 @@ impl DecodeNode {
 
     fn assign(&mut self, cx: &mut Cx<'_>, key: RoomKey, peer: InstanceId, request: Request) {
         let Some(receiver) = &mut self.receiver else { return };
-        if let Some(job) = self.jobs.get(&key) {
-            // Again: the registry lost the room, and its page list with it.
-            if job.phase == Phase::Transfer {
-                receiver.publish(&key, &job.prompt_table(self.config.page_size));
-            }
+        if self.leaving {
             return;
         }
-        if receiver.knows_room(&key) {
+        match self.jobs.get(&key) {
+            // Again: the registry lost the room, and its page list with it.
+            Some(job) if job.phase == Phase::Transfer => {
+                receiver.publish(&key, &job.prompt_table(self.config.page_size));
+                return;
+            }
+            Some(job) if job.phase != Phase::Over => return,
+            // Over, but its pages are not free yet: the registry lost the outcome.
+            Some(_) | None => {}
+        }
+        if self.jobs.contains(&key) || receiver.knows_room(&key) {
             let outcome =
                 self.ended.iter().rev().find(|(ended, _)| *ended == key).map(|(_, outcome)| *outcome);
             let outcome = outcome.unwrap_or(Outcome::Failed(Reason::Refused));
@@ -265,8 +275,15 @@ impl DecodeNode {
             self.orders += 1;
             job.order = self.orders;
             self.admitted += 1;
-            let opened = receiver.open(cx, RecvRoom { key, request, peer, group, tokens }, &table);
-            debug_assert!(opened, "can_open said so");
+            if !receiver.open(cx, RecvRoom { key, request, peer, group, tokens }, &table) {
+                debug_assert!(false, "can_open said so");
+                // Nothing was published, so nothing can be written to the pages.
+                if let Some(mut job) = self.jobs.remove(&key) {
+                    self.pools[usize::from(job.group)].give_all(&mut job.table);
+                }
+                self.admitted -= 1;
+                self.done(key, Outcome::Failed(Reason::Refused));
+            }
         }
     }
 

@@ -143,7 +143,11 @@ impl PrefillNode {
                 let own = sender.memory().facts();
                 match pair(&self.config, &own, &facts) {
                     Ok(pairing) => sender.meet(cx, instance, Arc::new(*facts), pairing),
-                    Err(_) => sender.reject_peer(cx, instance, Reason::Layout),
+                    Err(_) => {
+                        // Asked again for the next room, which fails as fast.
+                        self.peers.forget(instance);
+                        sender.reject_peer(cx, instance, Reason::Layout);
+                    }
                 }
             }
             Message::FactsOf { instance, facts: None } | Message::Gone { instance } => {
@@ -164,6 +168,9 @@ impl PrefillNode {
 
     fn assign(&mut self, cx: &mut Cx<'_>, key: RoomKey, peer: InstanceId, request: Request) {
         let Some(sender) = &mut self.sender else { return };
+        if self.leaving {
+            return;
+        }
         // The group with most room; ties to the lowest.
         let free = |g: &usize| u64::from(self.pools[*g].free()) + self.caches[*g].idle_pages();
         let group = (0..self.pools.len()).rev().max_by_key(free).unwrap_or(0);
@@ -435,6 +442,8 @@ impl PrefillNode {
         {
             // Everything was given back in order; what a broken device refuses is gone with the process.
             let _ = sender.close(cx.fabric);
+            // Nobody is left to take a step's end: its deadline would be overdue for ever.
+            self.step = None;
         }
     }
 }

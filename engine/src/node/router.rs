@@ -1,6 +1,6 @@
 //! The router: every request comes here, and is sent to one prefill and one decode instance.
 
-use super::{Counters, Cx, Held, Input, Node, Reason, Request, Step};
+use super::{BLOCK_TOKENS, Counters, Cx, Held, Input, Node, Reason, Request, Step};
 use crate::id::{InstanceId, Room};
 use crate::map::Map;
 use crate::policy::{Candidate, Routing, RoutingPolicy};
@@ -97,9 +97,14 @@ impl RouterNode {
                         }
                     }
                 }
-                ClientEvent::Evicted { .. } => {
+                ClientEvent::Evicted { reason, .. } => {
                     self.prefill.clear();
                     self.decode.clear();
+                    // The registry has ended its rooms, and will tell nobody how.
+                    let lost: Vec<RoomKey> = self.deadlines.iter().map(|(_, key)| *key).collect();
+                    for key in lost {
+                        self.end(cx, key, Outcome::Failed(reason));
+                    }
                     if !self.leaving {
                         self.client.rejoin(cx.now);
                     }
@@ -185,8 +190,9 @@ impl RouterNode {
             }
             Outcome::Failed(reason) => cx.out.record(request.id, Step::Failed(reason)),
             Outcome::Preempted { tokens } => {
-                // What was generated is part of the prompt now.
-                request.prompt += tokens;
+                // What was generated is part of the prompt now. A last block that was not full is no prefix of others any more.
+                request.blocks.truncate((request.prompt / BLOCK_TOKENS) as usize);
+                request.prompt = request.prompt.saturating_add(tokens);
                 request.output = request.output.saturating_sub(tokens).max(1);
                 self.early.push_back((cx.now + self.config.patience, request));
                 self.dispatch(cx);

@@ -62,7 +62,7 @@ impl Receiver {
         };
         match body {
             // A newer offer is under way already.
-            LinkBody::Ask { broken } if broken < link.offer => {}
+            LinkBody::Ask { broken } if broken < link.offer && link.state != State::Down => {}
             LinkBody::Ask { .. } => self.offer(cx, peer),
             LinkBody::Answer { offer, fence_epoch, endpoints } => {
                 let current = fence_epoch == link.fence_epoch || !self.config.rules.fence_voids_offers;
@@ -169,23 +169,22 @@ impl Receiver {
     /// Brings this side's ends to INIT, and makes them if there are none.
     fn prepare(&mut self, fabric: &mut dyn Fabric, peer: InstanceId) -> Result<Endpoints, Error> {
         let Some(link) = self.links.get_mut(&peer) else { return Err(Error::NoSuch("link")) };
-        if link.qps.is_empty() {
-            for wire in 0..link.pairing.wires.len() {
-                let port = link.port_of(wire, &self.memory);
-                let receives = &self.ports[port.index()];
-                let spec = QpSpec {
-                    send_cq: receives.cq,
-                    recv_cq: receives.cq,
-                    srq: Some(receives.srq),
-                    max_send: 1,
-                    max_recv: 0,
-                    max_sge: 1,
-                    max_inline: 0,
-                };
-                let qp = fabric.create_qp(port, spec)?;
-                self.qps.insert(qp, (peer, wire));
-                link.qps.push(qp);
-            }
+        // All of them the first time, what is missing if that was refused half way.
+        for wire in link.qps.len()..link.pairing.wires.len() {
+            let port = link.port_of(wire, &self.memory);
+            let receives = &self.ports[port.index()];
+            let spec = QpSpec {
+                send_cq: receives.cq,
+                recv_cq: receives.cq,
+                srq: Some(receives.srq),
+                max_send: 1,
+                max_recv: 0,
+                max_sge: 1,
+                max_inline: 0,
+            };
+            let qp = fabric.create_qp(port, spec)?;
+            self.qps.insert(qp, (peer, wire));
+            link.qps.push(qp);
         }
         let mut endpoints = Vec::with_capacity(link.qps.len());
         for qp in &link.qps {

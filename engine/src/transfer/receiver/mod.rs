@@ -90,7 +90,7 @@ pub struct Receiver {
 impl Receiver {
     /// For an instance with this memory, see [`super::Sender::new`].
     pub fn new(
-        config: TransferConfig,
+        mut config: TransferConfig,
         memory: InstanceMemory,
         fabric: &mut dyn Fabric,
         queue_pairs: u32,
@@ -99,6 +99,8 @@ impl Receiver {
         let limits = *fabric.limits();
         let ids: Vec<_> = fabric.ports().iter().map(|port| port.id).collect();
         let max_recv = config.receive_depth.min(limits.max_srq_wr);
+        // No more is promised than the device can hold.
+        config.receive_depth = max_recv;
         let per_port = queue_pairs.div_ceil(count.max(1)).max(1);
         // One slot for each receive, and one for each end that is moved to ERR.
         let depth = max_recv.saturating_add(per_port).clamp(1, limits.max_cqe);

@@ -68,9 +68,8 @@ impl Receiver {
             Granularity::Chunk | Granularity::LayerWise { .. } => self.config.parts_per_rail.max(1),
         };
         let rails = self.config.rail_policy.choose(0, self.config.rails).len() as u16;
-        // One part more than whole pieces may be needed for what was kept back.
-        let per_rail = if per_rail == 1 { 1 } else { per_rail.max(2) };
-        ((per_rail * rails).min(Immediate::PARTS as u16), per_rail)
+        let per_rail = per_rail.min(Immediate::PARTS as u16 / rails.max(1)).max(1);
+        (per_rail.saturating_mul(rails).min(Immediate::PARTS as u16), per_rail)
     }
 
     /// Receives that a room of this peer and group needs, by port.
@@ -189,7 +188,11 @@ impl Receiver {
         let Some((peer, wire)) = self.qps.get(&completion.qp).copied() else { return };
         let Some(link) = self.links.get(&peer) else { return };
         let port = link.port_of(wire, &self.memory).index();
-        let Ok(done) = completion.result else { return };
+        let Ok(done) = completion.result else {
+            // This side posts nothing but receives, so a failed completion used one up.
+            self.ports[port].posted = self.ports[port].posted.saturating_sub(1);
+            return;
+        };
         if done.opcode != Opcode::RecvWithImm && done.opcode != Opcode::Recv {
             return;
         }
@@ -219,7 +222,7 @@ impl Receiver {
             self.stats.stale_immediates += 1;
             return;
         };
-        source.count += 1;
+        source.count = source.count.saturating_add(1);
         if !source.seen.insert(imm.part) {
             self.stats.repeated_parts += 1;
         }
@@ -371,7 +374,15 @@ impl Receiver {
         }
         let (key, peer) = (room.spec.key, room.spec.peer);
         let reachable = self.links.get(&peer).is_some_and(super::Link::may_be_written);
-        if room.fenced || !reachable || room.report.is_some_and(|report| report.clean) {
+        let clean = room.report.is_some_and(|report| report.clean);
+        if room.fenced || !reachable || clean {
+            // A free by fence, also when the ends are already down: the room's page list may still be under way.
+            if !reachable
+                && !clean
+                && let Some(link) = self.links.get_mut(&peer)
+            {
+                link.fence_epoch += 1;
+            }
             self.release(cx, index);
         } else if room.report.is_some() {
             self.fence_for_free(cx, peer, index);

@@ -75,6 +75,8 @@ pub(super) struct Link {
     fence_epoch: u32,
     live: Vec<RoomKey>,
     pending: Option<Offer>,
+    /// An offer was asked for, and neither it nor a refusal has come.
+    asked: bool,
 }
 
 impl Link {
@@ -92,6 +94,7 @@ impl Link {
             fence_epoch: 0,
             live: Vec::new(),
             pending: None,
+            asked: false,
         }
     }
     pub(super) fn is_up(&self) -> bool {
@@ -111,11 +114,23 @@ impl Link {
 impl Sender {
     /// Asks the target for an offer.
     pub(super) fn ask(&mut self, peer: InstanceId) {
-        if let Some(link) = self.links.get(&peer)
+        if let Some(link) = self.links.get_mut(&peer)
             && self.config.rules.ask
         {
+            link.asked = true;
             let body = LinkBody::Ask { broken: link.accepted };
             self.news.push_back(News::Tell(Message::Link { peer, body }));
+        }
+    }
+
+    /// Asks again on a link that is down for good: the last attempt was refused. One refused attempt fails the rooms that there
+    /// are, and must not condemn those to come.
+    pub(super) fn ask_if_idle(&mut self, peer: InstanceId) {
+        let idle = |link: &Link| {
+            link.state == State::Down && link.pending.is_none() && !link.asked && !link.gone
+        };
+        if self.links.get(&peer).is_some_and(idle) {
+            self.ask(peer);
         }
     }
 
@@ -129,6 +144,7 @@ impl Sender {
                     return;
                 }
                 link.heard = offer;
+                link.asked = false;
                 if rails != link.pairing.rails || endpoints.len() != link.pairing.wires.len() {
                     self.refuse(cx, peer);
                     return;
@@ -157,7 +173,12 @@ impl Sender {
                     self.raise(cx, peer);
                 }
             }
-            LinkBody::Refuse { .. } => self.refuse(cx, peer),
+            LinkBody::Refuse { .. } => {
+                link.asked = false;
+                link.pending = None;
+                self.broken(cx, peer, false);
+                self.refuse(cx, peer);
+            }
             LinkBody::Ask { .. } | LinkBody::Answer { .. } => {}
         }
     }
@@ -190,7 +211,9 @@ impl Sender {
         }
         link.state = State::Down;
         for wire in &mut link.wires {
-            wire.blocked.clear();
+            for id in wire.blocked.drain(..) {
+                self.jobs[id as usize].blocked = None;
+            }
             if !matches!(cx.fabric.qp_state(wire.qp), Ok(QpState::Err | QpState::Reset)) {
                 // A queue pair that cannot be moved is gone already.
                 let _ = cx.fabric.modify_qp(wire.qp, Step::Err);
@@ -276,30 +299,29 @@ impl Sender {
         theirs: &Endpoints,
     ) -> Result<Endpoints, Error> {
         let Some(link) = self.links.get_mut(&peer) else { return Err(Error::NoSuch("link")) };
-        if link.wires.is_empty() {
-            for index in 0..link.pairing.wires.len() {
-                let port = link.port_of(index, &self.memory);
-                let cq = self.ports[port.index()].cq;
-                let spec = QpSpec {
-                    send_cq: cq,
-                    recv_cq: cq,
-                    srq: None,
-                    max_send: self.config.send_depth,
-                    max_recv: 0,
-                    max_sge: u32::from(self.config.max_sge),
-                    max_inline: super::super::wire::AUX_BYTES as u32,
-                };
-                let qp = fabric.create_qp(port, spec)?;
-                self.qps.insert(qp, (peer, index));
-                link.wires.push(LinkWire {
-                    qp,
-                    port,
-                    next: 1 << 40,
-                    used: 0,
-                    slices: VecDeque::new(),
-                    blocked: Vec::new(),
-                });
-            }
+        // All of them the first time, what is missing if that was refused half way.
+        for index in link.wires.len()..link.pairing.wires.len() {
+            let port = link.port_of(index, &self.memory);
+            let cq = self.ports[port.index()].cq;
+            let spec = QpSpec {
+                send_cq: cq,
+                recv_cq: cq,
+                srq: None,
+                max_send: self.config.send_depth,
+                max_recv: 0,
+                max_sge: u32::from(self.config.max_sge),
+                max_inline: super::super::wire::AUX_BYTES as u32,
+            };
+            let qp = fabric.create_qp(port, spec)?;
+            self.qps.insert(qp, (peer, index));
+            link.wires.push(LinkWire {
+                qp,
+                port,
+                next: 1 << 40,
+                used: 0,
+                slices: VecDeque::new(),
+                blocked: Vec::new(),
+            });
         }
         let mut endpoints = Vec::with_capacity(link.wires.len());
         for (wire, theirs) in link.wires.iter().zip(theirs) {
@@ -329,8 +351,8 @@ impl Sender {
             }
             Err(failed) => {
                 let Some(link) = self.links.get(&peer) else { return };
-                // The first one that is neither success nor flush names the culprit.
-                if link.state != State::Down && failed.status != Status::WrFlush {
+                // The first one that is neither success nor flush names the culprit, also when the target's offer came before it.
+                if failed.status != Status::WrFlush {
                     let culprit = link.wires[index].slices.front().map(|slice| slice.room);
                     let retry =
                         matches!(failed.status, Status::RetryExc | Status::RnrRetryExc | Status::RemOp);
@@ -366,6 +388,7 @@ impl Sender {
         port.posted_requests -= slice.requests;
         for id in wire.blocked.drain(..) {
             let job = &mut self.jobs[id as usize];
+            job.blocked = None;
             if let Some(room) = self.rooms.get(job.room as usize).and_then(Option::as_ref)
                 && !job.queued
                 && !job.parts.is_empty()

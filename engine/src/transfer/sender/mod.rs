@@ -101,7 +101,9 @@ impl Sender {
         let count = fabric.ports().len() as u32;
         let per_port = queue_pairs.div_ceil(count.max(1)).max(1);
         let most = fabric.limits().max_cqe;
-        let depth = config.send_depth.saturating_mul(per_port).clamp(64.min(most), most);
+        // The window bounds what is posted on a port (aux row and seal may go one beyond it); ports are not always used evenly.
+        let window = u32::try_from(config.window.requests).unwrap_or(u32::MAX).saturating_add(1);
+        let depth = config.send_depth.saturating_mul(per_port).max(window).clamp(64.min(most), most);
         let ids: Vec<_> = fabric.ports().iter().map(|port| port.id).collect();
         let mut ports = Vec::new();
         for port in ids {

@@ -56,7 +56,8 @@ impl Sender {
         let (Some(target), true, true) = (&room.target, link.is_up(), free >= part.extras().max(1)) else {
             order.remove(id);
             job.queued = false;
-            if link.is_up() {
+            if link.is_up() && job.blocked.is_none() {
+                job.blocked = Some(part.wire);
                 link.wires[part.wire as usize].blocked.push(id);
             }
             return Posted::Blocked;
@@ -69,7 +70,8 @@ impl Sender {
         let remote_port =
             port_of(ends.dst, link.facts.ranks.len(), ends.rail, theirs.aux.rkeys.len()).index();
         let rkey = |keys: &[u32]| RKey(keys.get(remote_port).copied().unwrap_or(0));
-        let budget = requests.min(free);
+        // The writes behind the KV are one piece: in a window smaller than that they go out together all the same.
+        let budget = requests.max(part.extras()).min(free);
 
         // Requests of the plans.
         let mut chain: Vec<Item<'_>> = Vec::with_capacity(4);
@@ -176,9 +178,9 @@ impl Sender {
             batch.signal_last = true;
         }
         if chain.is_empty() {
-            order.remove(id);
-            job.queued = false;
-            wire.blocked.push(id);
+            // A rank without a registration on this port: nothing of this part can ever be posted.
+            let key = room.spec.key;
+            self.fail(cx, key, Reason::Transfer, true);
             return Posted::Blocked;
         }
 

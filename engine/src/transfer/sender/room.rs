@@ -8,7 +8,7 @@ use crate::fabric::Plan;
 use crate::id::{InstanceId, PortId};
 use crate::node::{Cx, Reason};
 use crate::policy::{Job, JobId};
-use crate::registry::{Message, PageList, Report, RoomKey};
+use crate::registry::{Message, PageList, PageRun, Report, RoomKey};
 use crate::time::Time;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -69,6 +69,8 @@ pub(super) struct JobState {
     pub parts: VecDeque<u32>,
     pub left: u64,
     pub queued: bool,
+    /// The wire for whose send queue it waits.
+    pub blocked: Option<u32>,
 }
 
 /// A room at the sender.
@@ -83,6 +85,8 @@ pub(super) struct Room {
     pub pieces: Vec<(Range<u32>, Range<u32>)>,
     pub all_produced: bool,
     pub sealed: bool,
+    /// How often pieces were cut into parts.
+    pub cuts: u32,
     /// Next part number by feed.
     pub numbers: Vec<u16>,
     pub parts: Vec<Part>,
@@ -122,6 +126,7 @@ impl Sender {
             pieces: Vec::new(),
             all_produced: false,
             sealed: false,
+            cuts: 0,
             numbers: Vec::new(),
             parts: Vec::new(),
             undone: 0,
@@ -149,6 +154,7 @@ impl Sender {
             link.rooms.push(index);
         }
         self.timers.arm(key, cx.now + self.config.room_deadline);
+        self.ask_if_idle(peer);
         true
     }
 
@@ -180,19 +186,18 @@ impl Sender {
         if room.ending {
             return;
         }
-        let peer = room.spec.peer;
-        if let Some(link) = self.links.get(&peer) {
-            let stale = rules.fence_epoch && link.is_stale(list.fence_epoch, &list.key);
-            let outside = list.pages.iter().any(|run| {
-                run.first.0 == 0
-                    || run.first.0.checked_add(run.count).is_none_or(|end| end > link.facts.pages)
-            });
-            let limits =
-                u32::from(list.slot) >= link.facts.slots || list.group >= link.facts.dp || list.credits == 0;
-            if stale || outside || limits || list.tokens != room.spec.tokens {
-                self.fail(cx, list.key, Reason::Refused, true);
-                return;
-            }
+        let link = self.links.get(&room.spec.peer);
+        let stale = link.is_some_and(|link| rules.fence_epoch && link.is_stale(list.fence_epoch, &list.key));
+        let have = room.target.as_ref().map_or(0, |target| target.table.len());
+        let listed = list.pages.iter().try_fold(0u32, |sum, run| sum.checked_add(run.count));
+        // A fragment that comes again adds nothing.
+        let fits = listed.is_some_and(|n| {
+            list.offset < have || have.checked_add(n).is_some_and(|end| end <= list.total)
+        });
+        let outside = list.pages.iter().any(|run| !in_pool(run, link.map_or(u32::MAX, |link| link.facts.pages)));
+        if stale || outside || !fits || list.credits == 0 || list.tokens != room.spec.tokens {
+            self.fail(cx, list.key, Reason::Refused, true);
+            return;
         }
         match &mut room.target {
             None if list.offset == 0 => {
@@ -255,6 +260,16 @@ impl Sender {
         if room.ending || room.sealed || target.table.len() < target.total {
             return;
         }
+        // Checked here because the list may have come before the peer's facts.
+        let facts = &link.facts;
+        if u32::from(target.slot) >= facts.slots
+            || target.group >= facts.dp
+            || !target.table.runs().iter().all(|run| in_pool(run, facts.pages))
+        {
+            let key = room.spec.key;
+            self.fail(cx, key, Reason::Refused, true);
+            return;
+        }
         if room.pieces.is_empty() && !room.all_produced {
             return;
         }
@@ -264,12 +279,14 @@ impl Sender {
         // The last parts must fit into the credits: what does not is kept back until all is produced.
         let rails = |nth| self.config.rail_policy.choose(nth, pairing.rails);
         if !room.all_produced {
-            let widest = pairing.feeds.iter().map(|feed| rails(feed.nth).len() as u16).max().unwrap_or(1);
-            let most = room.numbers.iter().copied().max().unwrap_or(0);
-            if u32::from(most) + 2 * u32::from(widest) > u32::from(target.credits) {
+            // Receives are promised by rail. A cut makes one part at most on each, but small ones leave rails out, so parts in all
+            // say nothing about the fullest rail.
+            let widest = pairing.feeds.iter().map(|feed| rails(feed.nth).len()).max().unwrap_or(1).max(1);
+            if room.cuts as usize + 2 > usize::from(target.credits) / widest {
                 return;
             }
         }
+        room.cuts += 1;
         let limits = PlanLimits { max_sge: self.config.max_sge, max_message: self.config.max_message };
         let last = room.all_produced;
         let dst_groups = link.facts.dp;
@@ -353,7 +370,7 @@ impl Sender {
             let port = link.port_of(part.wire as usize, &self.memory);
             let found = room.jobs.iter().copied().find(|id| self.jobs[*id as usize].port == port);
             let id = found.unwrap_or_else(|| {
-                let job = JobState { room: index, port, parts: VecDeque::new(), left: 0, queued: false };
+                let job = JobState { room: index, port, parts: VecDeque::new(), left: 0, queued: false, blocked: None };
                 let id = match self.free_jobs.pop() {
                     Some(id) => {
                         self.jobs[id as usize] = job;
@@ -382,7 +399,7 @@ impl Sender {
         for id in &room.jobs {
             let job = &mut self.jobs[*id as usize];
             let order = &mut self.ports[job.port.index()].order;
-            if job.parts.is_empty() {
+            if job.parts.is_empty() || job.blocked.is_some() {
                 continue;
             }
             if job.queued {
@@ -398,8 +415,15 @@ impl Sender {
     /// Takes a room's jobs away from the order policies.
     pub(super) fn drop_jobs(&mut self, index: u32) {
         let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        let mut link = self.links.get_mut(&room.spec.peer);
         for id in room.jobs.drain(..) {
             let job = &mut self.jobs[id as usize];
+            // The id is used again: no list may keep it.
+            if let Some(wire) = job.blocked.take()
+                && let Some(wire) = link.as_mut().and_then(|link| link.wires.get_mut(wire as usize))
+            {
+                wire.blocked.retain(|other| *other != id);
+            }
             if job.queued {
                 self.ports[job.port.index()].order.remove(id);
                 job.queued = false;
@@ -409,10 +433,14 @@ impl Sender {
         }
     }
 
-    /// A page list or abort for a room that is not open here: nothing was posted for it, and nothing ever will be.
+    /// A page list or abort for a room that is not open here: it ended, and its report is told again; or nothing was posted for
+    /// it, and nothing ever will be.
     fn refuse_unknown(&mut self, cx: &mut Cx<'_>, key: RoomKey) {
-        let report = Report { delivered: false, clean: true };
-        self.tombstones.add(cx.now, key, report);
+        let ended = self.tombstones.get(&key).copied().filter(|_| self.config.rules.tombstones);
+        let report = ended.unwrap_or(Report { delivered: false, clean: true });
+        if ended.is_none() {
+            self.tombstones.add(cx.now, key, report);
+        }
         self.news.push_back(News::Tell(Message::Report { key, report }));
     }
 
@@ -527,6 +555,11 @@ impl Sender {
             self.peer_gone(cx, peer);
         }
     }
+}
+
+/// Whether a run lies in a pool of so many pages, the padding page 0 not being one to write to.
+fn in_pool(run: &PageRun, pages: u32) -> bool {
+    run.first.0 > 0 && run.first.0.checked_add(run.count).is_some_and(|end| end <= pages)
 }
 
 /// Bytes of a window over the concatenation of plans.
