@@ -60,6 +60,9 @@ pub struct DecodeNode {
     /// Batch steps ended.
     steps: u64,
     step_ends: Option<Time>,
+    /// End of the step after which something happens: a request ends, joins or needs a page. Steps in between are counted when
+    /// the node is next called; they need no call of their own.
+    wakes: Time,
     /// Requests that join with the next step.
     joining: Vec<RoomKey>,
     /// By the step that ends them. May name requests that were sent back meanwhile.
@@ -102,6 +105,7 @@ impl DecodeNode {
             orders: 0,
             steps: 0,
             step_ends: None,
+            wakes: Time::NEVER,
             joining: Vec::new(),
             finishing: BinaryHeap::new(),
             growing: BinaryHeap::new(),
@@ -320,7 +324,7 @@ impl DecodeNode {
         );
         self.growing.clear();
         self.running.clear();
-        (self.batch, self.context, self.step_ends) = (0, 0, None);
+        (self.batch, self.context, self.step_ends, self.wakes) = (0, 0, None, Time::NEVER);
         for key in rooms {
             self.over(cx, key, Outcome::Failed(reason));
         }
@@ -397,11 +401,16 @@ impl DecodeNode {
         }
     }
 
-    /// Starts the next step of the batch.
-    fn next_step(&mut self, cx: &mut Cx<'_>) {
-        if self.step_ends.is_some() {
-            return;
+    /// Ends every step that is over by now and starts the one after it.
+    fn catch_up(&mut self, cx: &mut Cx<'_>) {
+        while let Some(end) = self.step_ends.filter(|end| *end <= cx.now) {
+            self.step_ended(cx);
+            self.next_step(cx, end);
         }
+    }
+
+    /// Starts the next step of the batch, at `start`.
+    fn next_step(&mut self, cx: &mut Cx<'_>, start: Time) {
         for key in std::mem::take(&mut self.joining) {
             let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) else {
                 continue;
@@ -421,11 +430,32 @@ impl DecodeNode {
             self.grow(cx);
         }
         if self.batch == 0 {
+            (self.step_ends, self.wakes) = (None, Time::NEVER);
             return;
         }
         let estimate = self.compute.decode(self.batch, self.context);
         self.counters.extrapolated += u64::from(estimate.extrapolated);
-        self.step_ends = Some(cx.now + estimate.span);
+        let end = start + estimate.span;
+        self.step_ends = Some(end);
+        if self.wakes <= start || self.wakes == Time::NEVER {
+            self.wakes = self.horizon(end);
+        }
+    }
+
+    /// The end of the step after which something happens, the step under way ending at `end`.
+    fn horizon(&self, end: Time) -> Time {
+        /// Steps looked ahead: a new request makes the look void, so that it should not be long.
+        const AHEAD: u64 = 64;
+        let next = |heap: &BinaryHeap<Reverse<(u64, RoomKey)>>| {
+            heap.peek().map_or(u64::MAX, |Reverse((step, _))| *step)
+        };
+        let last = next(&self.finishing).min(next(&self.growing)).min(self.steps + AHEAD);
+        let (mut at, mut context) = (end, self.context);
+        for _ in self.steps + 1..last {
+            context += u64::from(self.batch);
+            at += self.compute.decode(self.batch, context).span;
+        }
+        at
     }
 
     /// Takes the pages that the next step writes to; sends the latest requests back when there are none.
@@ -505,6 +535,7 @@ impl Node for DecodeNode {
         if let Some(receiver) = &mut self.receiver {
             receiver.set_lease(self.client.lease_until().unwrap_or(Time::ZERO));
         }
+        self.catch_up(cx);
         match input {
             Input::Start => {
                 if let Err(error) = self.start(cx) {
@@ -514,9 +545,6 @@ impl Node for DecodeNode {
             Input::Wake => {
                 if let Some(receiver) = &mut self.receiver {
                     receiver.wake(cx);
-                }
-                if self.step_ends.is_some_and(|at| at <= cx.now) {
-                    self.step_ended(cx);
                 }
             }
             Input::Frame { bytes, .. } => {
@@ -539,14 +567,20 @@ impl Node for DecodeNode {
         self.on_news(cx);
         self.admit(cx);
         self.on_news(cx);
-        self.next_step(cx);
+        match self.step_ends {
+            None => self.next_step(cx, cx.now),
+            // Whoever joins does so when the step under way ends.
+            Some(end) if !self.joining.is_empty() => self.wakes = end,
+            Some(_) => {}
+        }
         self.close(cx);
         self.client.flush(cx.now, cx.out);
     }
 
     fn deadline(&self) -> Option<Time> {
         let receiver = self.receiver.as_ref().and_then(Receiver::deadline);
-        [self.client.deadline(), receiver, self.step_ends].into_iter().flatten().min()
+        let step = (self.wakes != Time::NEVER).then_some(self.wakes);
+        [self.client.deadline(), receiver, step].into_iter().flatten().min()
     }
 
     fn held(&self) -> Held {
