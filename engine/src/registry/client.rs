@@ -174,7 +174,12 @@ impl Client {
             if let Message::Query { instance } = message {
                 self.queries.insert(*instance, false);
             }
-            self.session.queue(|out| wire::encode(message, out));
+            // Nobody waits for the word that all went well: pages are in use for much longer.
+            if matches!(message, Message::Report { report, .. } if report.delivered && report.clean) {
+                self.session.queue_patiently(|out| wire::encode(message, out));
+            } else {
+                self.session.queue(|out| wire::encode(message, out));
+            }
         }
     }
 
@@ -388,6 +393,7 @@ impl Client {
             State::Joining | State::Joined | State::Leaving => {}
         }
         let due = self.beat_at() <= now;
+        self.session.note(now);
         if !due && self.session.deadline() > now {
             return;
         }
