@@ -429,15 +429,17 @@ impl DecodeNode {
                 while let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) {
                     // The step that comes writes token `joined` + 1 of the output.
                     let last = self.steps - job.joined + 2 >= u64::from(job.request.output);
-                    if self.pools[usize::from(job.group)].take(1, &mut job.table) {
+                    let group = job.group;
+                    if self.pools[usize::from(group)].take(1, &mut job.table) {
                         if !last {
                             let next = self.steps + u64::from(self.config.page_size);
                             self.growing.entry(next).or_default().push(key);
                         }
                         break;
                     }
-                    let Some((_, victim)) = self.running.last_key_value() else { break };
-                    let victim = *victim;
+                    // The latest one of this group: pages of other groups are no help.
+                    let same = |key: &&RoomKey| self.jobs.get(key).is_some_and(|job| job.group == group);
+                    let Some(victim) = self.running.values().rev().find(same).copied() else { break };
                     self.preempt(cx, victim);
                 }
             }
