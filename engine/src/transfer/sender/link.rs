@@ -126,9 +126,8 @@ impl Sender {
     /// Asks again on a link that is down for good: the last attempt was refused. One refused attempt fails the rooms that there
     /// are, and must not condemn those to come.
     pub(super) fn ask_if_idle(&mut self, peer: InstanceId) {
-        let idle = |link: &Link| {
-            link.state == State::Down && link.pending.is_none() && !link.asked && !link.gone
-        };
+        let idle =
+            |link: &Link| link.state == State::Down && link.pending.is_none() && !link.asked && !link.gone;
         if self.links.get(&peer).is_some_and(idle) {
             self.ask(peer);
         }

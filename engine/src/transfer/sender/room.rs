@@ -191,10 +191,10 @@ impl Sender {
         let have = room.target.as_ref().map_or(0, |target| target.table.len());
         let listed = list.pages.iter().try_fold(0u32, |sum, run| sum.checked_add(run.count));
         // A fragment that comes again adds nothing.
-        let fits = listed.is_some_and(|n| {
-            list.offset < have || have.checked_add(n).is_some_and(|end| end <= list.total)
-        });
-        let outside = list.pages.iter().any(|run| !in_pool(run, link.map_or(u32::MAX, |link| link.facts.pages)));
+        let fits = listed
+            .is_some_and(|n| list.offset < have || have.checked_add(n).is_some_and(|end| end <= list.total));
+        let outside =
+            list.pages.iter().any(|run| !in_pool(run, link.map_or(u32::MAX, |link| link.facts.pages)));
         if stale || outside || !fits || list.credits == 0 || list.tokens != room.spec.tokens {
             self.fail(cx, list.key, Reason::Refused, true);
             return;
@@ -370,7 +370,14 @@ impl Sender {
             let port = link.port_of(part.wire as usize, &self.memory);
             let found = room.jobs.iter().copied().find(|id| self.jobs[*id as usize].port == port);
             let id = found.unwrap_or_else(|| {
-                let job = JobState { room: index, port, parts: VecDeque::new(), left: 0, queued: false, blocked: None };
+                let job = JobState {
+                    room: index,
+                    port,
+                    parts: VecDeque::new(),
+                    left: 0,
+                    queued: false,
+                    blocked: None,
+                };
                 let id = match self.free_jobs.pop() {
                     Some(id) => {
                         self.jobs[id as usize] = job;
