@@ -69,6 +69,8 @@ pub struct DecodeNode {
     finishing: BinaryHeap<Reverse<(u64, RoomKey)>>,
     /// On-demand: by the step that needs another page; the same.
     growing: BinaryHeap<Reverse<(u64, RoomKey)>>,
+    /// Rooms that are over and whose pages are not free yet.
+    draining: u32,
     /// On-demand: in order of admission.
     running: BTreeMap<u64, RoomKey>,
     batch: u32,
@@ -109,6 +111,7 @@ impl DecodeNode {
             joining: Vec::new(),
             finishing: BinaryHeap::new(),
             growing: BinaryHeap::new(),
+            draining: 0,
             running: BTreeMap::new(),
             batch: 0,
             context: 0,
@@ -344,6 +347,7 @@ impl DecodeNode {
         let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) else { return };
         job.phase = Phase::Over;
         self.admitted -= 1;
+        self.draining += 1;
         self.verify(cx, &key);
         self.done(key, outcome);
         if let Some(receiver) = &mut self.receiver {
@@ -373,11 +377,13 @@ impl DecodeNode {
                     if let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Transfer) {
                         job.phase = Phase::Over;
                         self.admitted -= 1;
+                        self.draining += 1;
                         self.done(key, Outcome::Failed(reason));
                     }
                 }
                 News::Released(key) => {
                     if let Some(mut job) = self.jobs.remove(&key) {
+                        self.draining -= u32::from(job.phase == Phase::Over);
                         self.pools[usize::from(job.group)].give_all(&mut job.table);
                     }
                 }
@@ -464,14 +470,22 @@ impl DecodeNode {
             while let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) {
                 // The step that comes writes token `joined` + 1 of the output.
                 let last = self.steps - job.joined + 2 >= u64::from(job.request.output);
-                if self.pools[usize::from(job.group)].take(1, &mut job.table) {
+                let group = job.group;
+                if self.pools[usize::from(group)].take(1, &mut job.table) {
                     if !last {
                         self.growing.push(Reverse((self.steps + u64::from(self.config.page_size), key)));
                     }
                     break;
                 }
-                let Some((_, victim)) = self.running.last_key_value() else { break };
-                let victim = *victim;
+                if self.draining > 0 {
+                    // Pages are about to come back: sending more requests back would be no sooner. The page is asked for again
+                    // with the next step.
+                    self.growing.push(Reverse((self.steps + 1, key)));
+                    break;
+                }
+                // The latest one of this group: pages of other groups are no help.
+                let same = |key: &&RoomKey| self.jobs.get(key).is_some_and(|job| job.group == group);
+                let Some(victim) = self.running.values().rev().find(same).copied() else { break };
                 self.preempt(cx, victim);
             }
         }
