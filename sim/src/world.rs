@@ -277,6 +277,17 @@ impl World {
             self.queue.push(at, Ev::Frame { to, from, frame });
         }
     }
+    /// Lets those held frames go that `pick` names by (from, to, bytes), in their order.
+    pub fn let_go_where(&mut self, mut pick: impl FnMut(NodeId, NodeId, &[u8]) -> bool) {
+        for (from, to, frame) in std::mem::take(&mut self.held_frames) {
+            if pick(from, to, &self.frames[frame as usize]) {
+                let at = self.now + self.channel.config().latency;
+                self.queue.push(at, Ev::Frame { to, from, frame });
+            } else {
+                self.held_frames.push_back((from, to, frame));
+            }
+        }
+    }
     /// A fault at some time.
     pub fn fault(&mut self, at: Time, fault: Fault) {
         self.queue.push(at, Ev::Fault(fault));
