@@ -306,6 +306,16 @@ impl Build {
         self
     }
 
+    pub(super) fn registry(&self) -> RegistryConfig {
+        RegistryConfig {
+            lease: self.lease,
+            session: self.session,
+            tombstone: self.lease * 3,
+            recovery: self.lease,
+            ..RegistryConfig::default()
+        }
+    }
+
     /// Makes the world, starts it, and waits until every node has registered.
     ///
     /// # Panics
@@ -338,15 +348,8 @@ impl Build {
             }
         }
         let fabrics = Fabrics::new(hosts, topology, self.seed).unwrap_or_else(|error| panic!("{error}"));
-        let registry = RegistryConfig {
-            lease: self.lease,
-            session: self.session,
-            tombstone: self.lease * 3,
-            recovery: self.lease,
-            ..RegistryConfig::default()
-        };
         let mut nodes = vec![
-            (AnyNode::Registry(Registry::new(1, registry)), 0),
+            (AnyNode::Registry(Registry::new(1, self.registry())), 0),
             (AnyNode::Router(RouterNode::new(self.router.clone())), 1),
         ];
         let compute = || Box::new(self.compute);

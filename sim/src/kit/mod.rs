@@ -27,7 +27,7 @@ pub use tap::{Said, TapId};
 use crate::world::{AnyNode, Fault, Stamped, Verdict, World};
 use engine::id::{NodeId, PortId, RequestId};
 use engine::node::{Held, Node as _, Reason, Request, Step};
-use engine::registry::RoomKey;
+use engine::registry::{REGISTRY, Registry, RoomKey};
 use engine::time::{Span, Time};
 use tap::Tap;
 use zones::Zones;
@@ -64,7 +64,8 @@ pub struct Kit {
     open: usize,
     records: Vec<Stamped>,
     broken: Vec<String>,
-    stopped: Vec<NodeId>,
+    /// Lives of the registry.
+    life: u32,
 }
 
 impl Kit {
@@ -109,7 +110,7 @@ impl Kit {
             open: 0,
             records: Vec::new(),
             broken: Vec::new(),
-            stopped: Vec::new(),
+            life: 1,
         }
     }
 
@@ -194,13 +195,23 @@ impl Kit {
     }
     /// A node's process stops; its NIC goes on.
     pub fn pause(&mut self, node: NodeId) {
-        self.stopped.push(node);
         self.fault(Fault::Pause { node });
     }
     /// A stopped process goes on.
     pub fn resume(&mut self, node: NodeId) {
-        self.stopped.retain(|other| *other != node);
         self.fault(Fault::Resume { node });
+    }
+    /// A node winds down in good order, now.
+    pub fn leave(&mut self, node: NodeId) {
+        self.world.leave(node);
+        self.look();
+    }
+    /// The registry dies and comes back, knowing nothing.
+    pub fn restart_registry(&mut self) {
+        self.life += 1;
+        let registry = Registry::new(self.life, self.build.registry());
+        self.world.restart(REGISTRY, AnyNode::Registry(registry));
+        self.look();
     }
     /// A fault now.
     fn fault(&mut self, fault: Fault) {
@@ -237,6 +248,11 @@ impl Kit {
     #[must_use]
     pub fn decode(&self, n: usize) -> NodeId {
         self.decode[n]
+    }
+    /// How many prefill instances there are.
+    #[must_use]
+    pub fn prefills(&self) -> usize {
+        self.prefill.len()
     }
     /// Steps of a request so far, with time and node.
     pub fn steps(&self, request: RequestId) -> impl Iterator<Item = &Stamped> {
