@@ -49,6 +49,8 @@ pub const ROUTER: NodeId = NodeId(1);
 const WARM_UP: Span = Span::ms(20);
 /// Virtual time after which a request that is not final counts as hanging.
 const BOUND: Span = Span::s(200);
+/// Events after which a run counts as going round in circles.
+const MOST_EVENTS: u64 = 2_000_000;
 
 /// A running scenario.
 pub struct Kit {
@@ -151,12 +153,13 @@ impl Kit {
 
     /// Runs until `when` holds, asked after every event. False if it never did within the bound.
     pub fn run_until(&mut self, when: impl Fn(&Self) -> bool) -> bool {
-        let until = self.world.now() + BOUND;
+        let (until, most) = (self.world.now() + BOUND, self.world.events() + MOST_EVENTS);
         loop {
             if when(self) {
                 return true;
             }
-            if self.world.next_time().is_none_or(|at| at > until) || !self.step() {
+            let over = self.world.next_time().is_none_or(|at| at > until) || self.world.events() > most;
+            if over || !self.step() {
                 return false;
             }
         }
@@ -165,7 +168,7 @@ impl Kit {
     /// Runs until every request is final and nothing is held for any, and a little longer for what comes late. False if that did not
     /// happen within the bound.
     pub fn run(&mut self) -> bool {
-        let until = self.world.now() + BOUND;
+        let (until, most) = (self.world.now() + BOUND, self.world.events() + MOST_EVENTS);
         let mut n = 0u32;
         loop {
             n += 1;
@@ -175,7 +178,8 @@ impl Kit {
                     return true;
                 }
             }
-            if self.world.next_time().is_none_or(|at| at > until) || !self.step() {
+            let over = self.world.next_time().is_none_or(|at| at > until) || self.world.events() > most;
+            if over || !self.step() {
                 return false;
             }
         }
