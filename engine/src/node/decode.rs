@@ -8,7 +8,7 @@ use crate::id::InstanceId;
 use crate::map::Map;
 use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey};
 use crate::time::Time;
-use crate::transfer::{News, PagePool, PageTable, Receiver, RecvRoom};
+use crate::transfer::{InstanceMemory, News, PagePool, PageTable, Receiver, RecvRoom};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -126,6 +126,16 @@ impl DecodeNode {
     /// Why it could not start, if so.
     pub fn error(&self) -> Option<&StartError> {
         self.failed.as_ref()
+    }
+
+    /// Its KV pools, between start and shutdown.
+    pub fn memory(&self) -> Option<&InstanceMemory> {
+        self.receiver.as_ref().map(Receiver::memory)
+    }
+
+    /// Whether it holds anything for a room.
+    pub fn has_room(&self, key: &RoomKey) -> bool {
+        self.jobs.contains(key)
     }
 
     fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {

@@ -10,7 +10,7 @@ use crate::map::Map;
 use crate::policy::Granularity;
 use crate::registry::{Client, ClientEvent, Message, Role, RoomKey};
 use crate::time::{Span, Time};
-use crate::transfer::{News, PagePool, PageTable, SendRoom, Sender};
+use crate::transfer::{InstanceMemory, News, PagePool, PageTable, SendRoom, Sender};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -94,6 +94,16 @@ impl PrefillNode {
     /// Why it could not start, if so.
     pub fn error(&self) -> Option<&StartError> {
         self.failed.as_ref()
+    }
+
+    /// Its KV pools, between start and shutdown.
+    pub fn memory(&self) -> Option<&InstanceMemory> {
+        self.sender.as_ref().map(Sender::memory)
+    }
+
+    /// Whether it holds anything for a room.
+    pub fn has_room(&self, key: &RoomKey) -> bool {
+        self.jobs.contains(key)
     }
 
     fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {

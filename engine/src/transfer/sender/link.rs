@@ -114,9 +114,7 @@ impl Link {
 impl Sender {
     /// Asks the target for an offer.
     pub(super) fn ask(&mut self, peer: InstanceId) {
-        if let Some(link) = self.links.get_mut(&peer)
-            && self.config.rules.ask
-        {
+        if let Some(link) = self.links.get_mut(&peer) {
             link.asked = true;
             let body = LinkBody::Ask { broken: link.accepted };
             self.news.push_back(News::Tell(Message::Link { peer, body }));
@@ -221,7 +219,7 @@ impl Sender {
         for index in link.rooms.clone() {
             self.drop_jobs(index);
         }
-        if tell {
+        if tell && self.config.rules.ask {
             self.ask(peer);
         }
     }

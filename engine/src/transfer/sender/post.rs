@@ -119,9 +119,10 @@ impl Sender {
             base += len;
         }
 
-        // The immediate, and before it aux row and seal.
+        // The immediate, and before it aux row and seal. They go with the KV whatever the window says: a job that waited for window with
+        // nothing outstanding on its own queue pair would never be woken.
         let all_kv = at == part.window.end;
-        let end = all_kv && budget - taken >= part.extras();
+        let end = all_kv && free - taken >= part.extras();
         let imm = Immediate { slot: target.slot, generation: target.generation, part: part.number }.to_u32();
         let slot = theirs.aux.addr + u64::from(target.slot) * super::super::wire::SLOT_BYTES;
         let cell = slot + AUX_BYTES + u64::from(feed.src.0) * SEAL_BYTES;
