@@ -275,6 +275,14 @@ impl DecodeNode {
                 self.waiting.pop_front();
                 continue;
             };
+            if !receiver.could_open(job.peer, job.group) {
+                self.waiting.pop_front();
+                self.jobs.remove(&key);
+                receiver.abort(cx, key, Reason::NoMemory);
+                self.client.send(&Message::Abort { key, reason: Reason::NoMemory });
+                self.done(key, Outcome::Failed(Reason::NoMemory));
+                continue;
+            }
             let need = self.config.pages_needed(&job.request);
             let Some(job) = self.jobs.get_mut(&key) else { return };
             let pool = &mut self.pools[usize::from(job.group)];
@@ -293,8 +301,7 @@ impl DecodeNode {
             job.order = self.orders;
             self.admitted += 1;
             if !receiver.open(cx, RecvRoom { key, request, peer, group, tokens }, &table) {
-                debug_assert!(false, "can_open said so");
-                // Nothing was published, so nothing can be written to the pages.
+                // The device took fewer receives than it said it would. Nothing was published, so nothing can be written to the pages.
                 if let Some(mut job) = self.jobs.remove(&key) {
                     self.pools[usize::from(job.group)].give_all(&mut job.table);
                 }
@@ -394,7 +401,8 @@ impl DecodeNode {
                 News::Released(key) => {
                     if let Some(mut job) = self.jobs.remove(&key) {
                         self.draining -= u32::from(job.phase == Phase::Over);
-                        self.pools[usize::from(job.group)].give_all(&mut job.table);
+                        let wrong = self.pools[usize::from(job.group)].give_all(&mut job.table);
+                        debug_assert_eq!(wrong, 0, "pages freed twice");
                     }
                 }
             }

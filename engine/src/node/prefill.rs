@@ -156,7 +156,7 @@ impl PrefillNode {
                     Err(_) => {
                         // Asked again for the next room, which fails as fast.
                         self.peers.forget(instance);
-                        sender.reject_peer(cx, instance, Reason::Layout);
+                        sender.reject_peer(cx, instance, Reason::Layout, true);
                     }
                 }
             }
@@ -412,7 +412,8 @@ impl PrefillNode {
         let per_block = BLOCK_TOKENS / self.config.page_size.clamp(1, BLOCK_TOKENS);
         let own = job.shared as u32 * per_block;
         let mut rest = PageTable::new(job.table.slice(own, job.table.len()).collect());
-        pool.give_all(&mut rest);
+        let wrong = pool.give_all(&mut rest);
+        debug_assert_eq!(wrong, 0, "pages freed twice");
     }
 
     fn on_news(&mut self) {

@@ -20,7 +20,7 @@ use super::pages::PageTable;
 use super::pairing::Pairing;
 use super::tombstones::Tombstones;
 use crate::fabric::{Completion, Error, Event, Fabric, Plan};
-use crate::id::{CqId, InstanceId, QpId, RequestId};
+use crate::id::{CqId, InstanceId, PortId, QpId, RequestId};
 use crate::map::Map;
 use crate::node::{Cx, Reason};
 use crate::policy::{JobId, Order};
@@ -71,6 +71,8 @@ pub struct SenderHeld {
 /// Prefill's transfer engine.
 pub struct Sender {
     config: TransferConfig,
+    /// Completions that each port's queue holds.
+    depth: u32,
     memory: InstanceMemory,
     ports: Vec<PortQueue>,
     links: BTreeMap<InstanceId, Link>,
@@ -111,6 +113,7 @@ impl Sender {
             ports.push(PortQueue { order: config.order.build(), posted_bytes: 0, posted_requests: 0, cq });
         }
         Ok(Self {
+            depth,
             ports,
             memory,
             links: BTreeMap::new(),
@@ -225,16 +228,27 @@ impl Sender {
                     self.broken(cx, peer, true);
                 }
             }
-            Event::CqOverrun(cq) => {
-                let port = self.ports.iter().position(|port| port.cq == cq);
-                let hit = |link: &Link| link.wires.iter().any(|wire| Some(wire.port.index()) == port);
-                let peers: Vec<_> =
-                    self.links.iter().filter(|(_, link)| hit(link)).map(|(peer, _)| *peer).collect();
-                for peer in peers {
-                    self.broken(cx, peer, true);
-                }
-            }
+            Event::CqOverrun(cq) => self.overrun(cx, cq),
             Event::SrqLimit(_) | Event::LastWqeReached(_) | Event::PortDown(_) | Event::PortUp(_) => {}
+        }
+    }
+
+    /// Completions were lost: what was posted on the port cannot be told apart any more. Its queue pairs and the completion queue
+    /// are made anew.
+    fn overrun(&mut self, cx: &mut Cx<'_>, cq: CqId) {
+        let Some(port) = self.ports.iter().position(|port| port.cq == cq) else { return };
+        let hit = |link: &Link| link.wires.iter().any(|wire| wire.port.index() == port);
+        let peers: Vec<_> = self.links.iter().filter(|(_, link)| hit(link)).map(|(peer, _)| *peer).collect();
+        for peer in &peers {
+            self.scrap(cx, *peer);
+        }
+        // Nothing uses it any more; where no new one can be had, the links to come are refused.
+        let _ = cx.fabric.destroy_cq(cq);
+        if let Ok(cq) = cx.fabric.create_cq(PortId(port as u32), self.depth) {
+            self.ports[port].cq = cq;
+        }
+        for peer in peers {
+            self.ask(peer);
         }
     }
 

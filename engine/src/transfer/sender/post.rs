@@ -11,14 +11,6 @@ use crate::id::{RKey, WrId};
 use crate::node::{Cx, Reason, Step};
 use crate::policy::JobId;
 
-/// What came of trying to post.
-enum Posted {
-    /// Something was posted; ask again.
-    Some,
-    /// The job cannot go on now and left the queue.
-    Blocked,
-}
-
 impl Sender {
     /// Posts on every port what order and window allow.
     pub(super) fn pump_all(&mut self, cx: &mut Cx<'_>) {
@@ -31,15 +23,14 @@ impl Sender {
                 }
                 let room = (window.bytes - queue.posted_bytes, window.requests - queue.posted_requests);
                 let Some((job, most)) = queue.order.next(cx.now) else { break };
-                match self.post(cx, job, most.min(room.0), room.1) {
-                    Posted::Some | Posted::Blocked => {}
-                }
+                // Posts, or takes the job out of the queue: either way the next question has another answer.
+                self.post(cx, job, most.min(room.0), room.1);
             }
         }
     }
 
     /// Posts the next slice of a job: at least one request, at most so many bytes and requests.
-    fn post(&mut self, cx: &mut Cx<'_>, id: JobId, bytes: u64, requests: u64) -> Posted {
+    fn post(&mut self, cx: &mut Cx<'_>, id: JobId, bytes: u64, requests: u64) {
         let job = &mut self.jobs[id as usize];
         let order = &mut self.ports[job.port.index()].order;
         let room = self.rooms.get_mut(job.room as usize).and_then(Option::as_mut);
@@ -47,7 +38,7 @@ impl Sender {
         let (Some(room), Some(link), Some(&p)) = (room, link, job.parts.front()) else {
             order.remove(id);
             job.queued = false;
-            return Posted::Blocked;
+            return;
         };
         let index = job.room;
         let part = &mut room.parts[p as usize];
@@ -60,7 +51,7 @@ impl Sender {
                 job.blocked = Some(part.wire);
                 link.wires[part.wire as usize].blocked.push(id);
             }
-            return Posted::Blocked;
+            return;
         };
         let wire = &mut link.wires[part.wire as usize];
         let ends = link.pairing.wires[part.wire as usize];
@@ -182,7 +173,7 @@ impl Sender {
             // A rank without a registration on this port: nothing of this part can ever be posted.
             let key = room.spec.key;
             self.fail(cx, key, Reason::Transfer, true);
-            return Posted::Blocked;
+            return;
         }
 
         let posted = cx.fabric.post_send(wire.qp, &chain).err();
@@ -221,8 +212,10 @@ impl Sender {
             if matches!(refused.why, Error::Invalid { .. } | Error::Unsupported(_)) {
                 self.fail(cx, key, Reason::Transfer, true);
             }
-            self.broken(cx, peer, true);
-            return Posted::Blocked;
+            // What was posted of the chain may be unsignalled and never complete: only new queue pairs make an end of it.
+            self.scrap(cx, peer);
+            self.ask(peer);
+            return;
         }
         let order = &mut self.ports[job.port.index()].order;
         job.left = job.left.saturating_sub(sent);
@@ -237,6 +230,5 @@ impl Sender {
         } else {
             order.update(id, job.left);
         }
-        Posted::Some
     }
 }
