@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Case, cases, faulty, fault_free};
+use common::{Case, cases, fault_free, faulty};
 use proptest::prelude::*;
 
 proptest! {

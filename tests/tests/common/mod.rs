@@ -286,21 +286,23 @@ pub(crate) fn fault_free() -> impl Strategy<Value = Case> {
             prop::sample::select(vec![50u64, 1000, 100_000]),
             prop::sample::select(vec![0u64, 5, 300]),
         )
-            .prop_map(|((model, seed, fp8, bytes), (prefill, decode), policies, requests, mbps, jitter)| {
-                let prefill = SideCase { batch: prefill.batch.max(32), ..prefill };
-                Case {
-                    model,
-                    seed,
-                    fp8,
-                    bytes,
-                    prefill,
-                    decode,
-                    requests,
-                    mbps,
-                    control: (0, 0, 0, jitter),
-                    ..policies
-                }
-            })
+            .prop_map(
+                |((model, seed, fp8, bytes), (prefill, decode), policies, requests, mbps, jitter)| {
+                    let prefill = SideCase { batch: prefill.batch.max(32), ..prefill };
+                    Case {
+                        model,
+                        seed,
+                        fp8,
+                        bytes,
+                        prefill,
+                        decode,
+                        requests,
+                        mbps,
+                        control: (0, 0, 0, jitter),
+                        ..policies
+                    }
+                },
+            )
     })
 }
 
