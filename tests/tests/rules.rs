@@ -238,6 +238,21 @@ fn prefill_leaves_in_the_middle_of_a_step() {
     t.assert_clean();
 }
 
+/// A process that was stopped for longer than its lease is told to leave: it goes before it is welcomed again.
+#[test]
+fn prefill_leaves_when_its_lease_is_gone() {
+    let mut t = Kit::pair().build();
+    let node = t.prefill(0);
+    t.pause(node);
+    t.run_for(Span::s(8));
+    t.leave(node);
+    t.resume(node);
+    let before = t.world().events();
+    t.run_for(Span::s(20));
+    assert!(t.world().events() - before < 10_000, "goes round in circles");
+    t.assert_clean();
+}
+
 /// The registry dies and comes back knowing nothing while rooms are at every stage: nobody loses a request over it.
 #[test]
 fn registry_restarts() {
