@@ -434,6 +434,12 @@ impl PrefillNode {
     fn shut_down(&mut self, cx: &mut Cx<'_>) {
         if !self.leaving {
             self.leaving = true;
+            // Nobody will want what the step under way computes, and its end must not be waited for when the sender is gone.
+            for part in self.step.take().into_iter().flat_map(|step| step.parts) {
+                if let Some(job) = self.jobs.get_mut(&part.key) {
+                    job.computing = false;
+                }
+            }
             if let Some(sender) = &mut self.sender {
                 sender.abandon(cx, Reason::Aborted);
             }

@@ -365,7 +365,8 @@ impl Client {
     /// When a heartbeat is due: a third of the lease after the last one; sooner while there is no answer.
     fn beat_at(&self) -> Time {
         let most = match self.state {
-            State::Joined | State::Leaving => Span(self.lease.0 / 3),
+            // Who leaves before it was welcomed has no lease.
+            State::Joined | State::Leaving if self.lease > Span(0) => Span(self.lease.0 / 3),
             _ => self.config.retransmit_max,
         };
         match self.missed {

@@ -136,22 +136,25 @@ impl Kit {
             if self.ending(id) != Some(Ending::Finished) {
                 wrong.push(format!("request {request} ended as {:?} without faults", self.ending(id)));
             }
-            let mut prompt = self.requests[request].prompt;
+            // The n-th delivery is of the n-th try; a preempted request's tokens are part of its next prompt. Decode may send a request back
+            // before prefill has its last completion.
+            let (mut prompt, mut tries_of) = (self.requests[request].prompt, Vec::new());
+            let mut delivered = Vec::new();
             for stamped in self.steps(id) {
                 match stamped.record.step {
+                    Step::Routed { .. } => tries_of.push(prompt),
                     Step::Preempted { tokens } => prompt += tokens,
-                    Step::Delivered { bytes, .. } => {
-                        let (kv, beside) = self.least_bytes(prompt);
-                        if bytes != kv {
-                            wrong.push(format!(
-                                "request {request} moved {bytes} bytes of KV, the layouts need {kv}"
-                            ));
-                        }
-                        least += kv + beside;
-                        tries += 1;
-                    }
+                    Step::Delivered { bytes, .. } => delivered.push(bytes),
                     _ => {}
                 }
+            }
+            for (prompt, bytes) in tries_of.into_iter().zip(delivered) {
+                let (kv, beside) = self.least_bytes(prompt);
+                if bytes != kv {
+                    wrong.push(format!("request {request} moved {bytes} bytes of KV, the layouts need {kv}"));
+                }
+                least += kv + beside;
+                tries += 1;
             }
         }
         if counted.bytes != least {

@@ -302,6 +302,10 @@ impl Kit {
     pub fn requests(&self) -> &[Request] {
         &self.requests
     }
+    /// The world, for what the kit has no word for; what happens behind the kit's back is not watched.
+    pub fn world_mut(&mut self) -> &mut World {
+        &mut self.world
+    }
     /// The world.
     #[must_use]
     pub fn world(&self) -> &World {

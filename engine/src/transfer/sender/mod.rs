@@ -38,6 +38,9 @@ struct PortQueue {
     posted_bytes: u64,
     posted_requests: u64,
     cq: CqId,
+    /// Requests that may be posted at a time, whatever the window says: flushed, each of them takes a place in the completion queue,
+    /// and how many queue pairs a peer's ranks need is not known when the queue is made.
+    most_requests: u64,
 }
 
 /// A room to open.
@@ -92,8 +95,8 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// For an instance with this memory. Completion queues have room for everything that `queue_pairs` queue pairs can
-    /// hold, so that even flushing all of it overruns none.
+    /// For an instance with this memory. Completion queues have room for what `queue_pairs` queue pairs can hold; no more than fits is
+    /// ever posted, so that even flushing all of it overruns none.
     pub fn new(
         config: TransferConfig,
         memory: InstanceMemory,
@@ -110,7 +113,10 @@ impl Sender {
         let mut ports = Vec::new();
         for port in ids {
             let cq = fabric.create_cq(port, depth)?;
-            ports.push(PortQueue { order: config.order.build(), posted_bytes: 0, posted_requests: 0, cq });
+            // A part's aux row and seal may go above the bound.
+            let most_requests = u64::from(depth).saturating_sub(2).max(1);
+            let order = config.order.build();
+            ports.push(PortQueue { order, posted_bytes: 0, posted_requests: 0, cq, most_requests });
         }
         Ok(Self {
             depth,

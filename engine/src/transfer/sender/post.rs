@@ -18,10 +18,11 @@ impl Sender {
             let window = self.config.window;
             loop {
                 let queue = &mut self.ports[port];
-                if queue.posted_bytes >= window.bytes || queue.posted_requests >= window.requests {
+                let most = window.requests.min(queue.most_requests);
+                if queue.posted_bytes >= window.bytes || queue.posted_requests >= most {
                     break;
                 }
-                let room = (window.bytes - queue.posted_bytes, window.requests - queue.posted_requests);
+                let room = (window.bytes - queue.posted_bytes, most - queue.posted_requests);
                 let Some((job, most)) = queue.order.next(cx.now) else { break };
                 // Posts, or takes the job out of the queue: either way the next question has another answer.
                 self.post(cx, job, most.min(room.0), room.1);
