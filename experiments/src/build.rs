@@ -1,7 +1,7 @@
 //! From an experiment to a simulation: the one place that knows the simulator.
 //!
-//! A run has three phases. Nodes register and connect in the first [`WARM_UP`] of virtual time, which no report shows. Then requests
-//! arrive, and everything runs until each is final and nothing is held any more, or for [`SETTLE`] after the last one ended. Then all
+//! A run has three phases. Nodes register their memory and join in a warm-up, which no report shows and whose end is time 0 of every
+//! other one: large pools take many seconds. Then requests arrive, and everything runs until each is final and nothing is held any more, or for [`SETTLE`] after the last one ended. Then all
 //! nodes leave, after which the fabric must be empty.
 
 mod cluster;
@@ -13,8 +13,9 @@ use std::time::Instant;
 
 use engine::id::{NodeId, RequestId};
 use engine::node::{Held, Node as _};
+use engine::registry::Role;
 use engine::time::{Span, Time};
-use sim::world::World;
+use sim::world::{AnyNode, World};
 
 use crate::report::{Counters, Leaks, RunResult};
 use crate::spec::Spec;
@@ -63,8 +64,10 @@ pub enum RunError {
     Interrupted,
 }
 
-/// Virtual time before the first request can arrive.
-const WARM_UP: Span = Span::s(1);
+/// The warm-up ends when all instances were there at two looks, this far apart.
+const LOOK: Span = Span::ms(500);
+/// The warm-up ends after this, whoever is there: a control channel that loses everything lets nobody join.
+const LONGEST_WARM_UP: Span = Span::s(600);
 /// Virtual time that rooms have to drain after the last request ended, beyond the drain timeout.
 const SETTLE: Span = Span::s(30);
 /// Events between two looks at progress and quiescence.
@@ -79,18 +82,14 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
     let started = Instant::now();
     let mut requests = workload::open(&spec.workload, seed)?;
     let cluster::Cluster { mut world, router, instances } = cluster::build(spec, seed)?;
-    let mut run = Collector::new(instances, WARM_UP);
     world.start();
-    world.run_until(Time(WARM_UP.0));
-    for node in 0..world.nodes() {
-        if let Some(why) = cluster::start_error(world.node(NodeId(node as u32))) {
-            return Err(RunError::Input(why));
-        }
-    }
+    let zero = warm_up(&mut world, instances.0.len() + instances.1.len())?;
+    cluster::schedule_faults(spec, &mut world, zero);
+    let mut run = Collector::new(instances, zero);
 
-    let mut next = take(&mut *requests)?;
+    let mut next = take(&mut *requests, zero)?;
     let mut looked = 0;
-    let mut last_end = Time(WARM_UP.0);
+    let mut last_end = zero;
     let patience = Span(spec.transfer.drain_timeout.0) + SETTLE;
     loop {
         match &next {
@@ -98,7 +97,7 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
                 if let Some((at, request)) = next.take() {
                     run.arrived(at, &request);
                     world.arrive(at, router, request);
-                    next = take(&mut *requests)?;
+                    next = take(&mut *requests, zero)?;
                 }
             }
             _ => {
@@ -114,7 +113,7 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
             || (next.is_none() && run.all_final() && world.events() - looked >= 64)
         {
             looked = world.events();
-            let sim = world.now().since(Time(WARM_UP.0)).0;
+            let sim = world.now().since(zero).0;
             if !progress.update(run.ended(), requests.fraction(), sim) {
                 return Err(RunError::Interrupted);
             }
@@ -145,7 +144,7 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
         extrapolated: world.counters().extrapolated,
         events: world.events(),
     };
-    let sim_ps = last_end.since(Time(WARM_UP.0)).0;
+    let sim_ps = last_end.since(zero).0;
 
     world.shut_down();
     let until = world.now() + Span(spec.transfer.lease.0) * 4;
@@ -171,10 +170,36 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
     })
 }
 
+/// Runs until every instance has joined, and returns that time.
+fn warm_up(world: &mut World, instances: usize) -> Result<Time, RunError> {
+    let joined = |world: &World| match world.node(NodeId(0)) {
+        AnyNode::Registry(registry) => {
+            registry.instances().filter(|(_, role, _)| *role != Role::Router).count() >= instances
+        }
+        _ => false,
+    };
+    let mut seen = false;
+    loop {
+        world.run_until(world.now() + LOOK);
+        for node in 0..world.nodes() {
+            if let Some(why) = cluster::start_error(world.node(NodeId(node as u32))) {
+                return Err(RunError::Input(why));
+            }
+        }
+        if seen || world.now().0 >= LONGEST_WARM_UP.0 {
+            return Ok(world.now());
+        }
+        seen = joined(world);
+    }
+}
+
 /// The next request of the workload, as the router sees it.
-fn take(requests: &mut dyn workload::Workload) -> Result<Option<(Time, engine::node::Request)>, RunError> {
+fn take(
+    requests: &mut dyn workload::Workload,
+    zero: Time,
+) -> Result<Option<(Time, engine::node::Request)>, RunError> {
     let Some(request) = requests.next().transpose()? else { return Ok(None) };
-    let at = Time(WARM_UP.0) + Span(request.arrival_ps);
+    let at = zero + Span(request.arrival_ps);
     let request = engine::node::Request {
         id: RequestId(request.id),
         prompt: request.prompt,

@@ -17,7 +17,7 @@ use sim::fabric::{Fabrics, HostSpec, PortSpec};
 use sim::net::{LeafSpine, Topology};
 use sim::world::{AnyNode, Fault, World};
 
-use super::{RunError, WARM_UP};
+use super::RunError;
 use crate::compute::Profile;
 use crate::nic;
 use crate::spec::{
@@ -163,9 +163,14 @@ pub(super) fn build(spec: &Spec, seed: u64) -> Result<Cluster, RunError> {
         service_per_byte: span(spec.control.service_per_byte),
         queue: spec.control.queue as usize,
     };
-    let mut world = World::new(fabrics, nodes, control, seed);
+    let world = World::new(fabrics, nodes, control, seed);
+    Ok(Cluster { world, router: NodeId(1), instances })
+}
+
+/// Faults happen so long after `zero`.
+pub(super) fn schedule_faults(spec: &Spec, world: &mut World, zero: Time) {
     for fault in &spec.faults {
-        let at = Time(WARM_UP.0) + span(fault.at);
+        let at = zero + span(fault.at);
         if let Some(error) = &fault.queue_pair_error {
             let host = 2 + error.prefill as usize;
             world.fault(at, Fault::QueuePairError { host, index: error.index as usize });
@@ -176,7 +181,6 @@ pub(super) fn build(spec: &Spec, seed: u64) -> Result<Cluster, RunError> {
             world.fault(at + span(down.duration), Fault::LinkUp { host, port });
         }
     }
-    Ok(Cluster { world, router: NodeId(1), instances })
 }
 
 /// NIC ports of an instance: its share of a host's, or all of them where rails use the neighbours'.

@@ -3,7 +3,7 @@
 use engine::id::NodeId;
 use engine::map::Map;
 use engine::node::{Request, Step};
-use engine::time::{Span, Time};
+use engine::time::Time;
 use sim::world::Stamped;
 
 use crate::report::{Outcome, RequestRecord};
@@ -14,20 +14,21 @@ pub(super) struct Collector {
     ends: Vec<u8>,
     index: Map<u64, usize>,
     nodes: (Vec<NodeId>, Vec<NodeId>),
-    warm_up: Span,
+    /// When the warm-up ended.
+    zero: Time,
     ended: u64,
     corrupt: u64,
     twice: u64,
 }
 
 impl Collector {
-    pub(super) fn new(nodes: (Vec<NodeId>, Vec<NodeId>), warm_up: Span) -> Self {
+    pub(super) fn new(nodes: (Vec<NodeId>, Vec<NodeId>), zero: Time) -> Self {
         Self {
             rows: Vec::new(),
             ends: Vec::new(),
             index: Map::default(),
             nodes,
-            warm_up,
+            zero,
             ended: 0,
             corrupt: 0,
             twice: 0,
@@ -41,7 +42,7 @@ impl Collector {
         self.rows.push(RequestRecord {
             id: request.id.0,
             tenant: request.tenant,
-            arrival: at.since(Time(self.warm_up.0)).0,
+            arrival: at.since(self.zero).0,
             prompt: request.prompt,
             output: request.output,
             ..RequestRecord::default()
@@ -52,7 +53,7 @@ impl Collector {
     pub(super) fn take(&mut self, records: impl Iterator<Item = Stamped>) -> bool {
         let before = self.ended;
         for stamped in records {
-            let at = stamped.at.since(Time(self.warm_up.0)).0;
+            let at = stamped.at.since(self.zero).0;
             let Some(index) = self.index.get(&stamped.record.request.0).copied() else { continue };
             let row = &mut self.rows[index];
             match stamped.record.step {

@@ -13,6 +13,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("h100-tp1-llama-8b", include_str!("../../compute/h100-tp1-llama-8b.yaml")),
     ("h800-deepseek-v3", include_str!("../../compute/h800-deepseek-v3.yaml")),
     ("tiny", include_str!("../../compute/tiny.yaml")),
+    ("instant", include_str!("../../compute/instant.yaml")),
 ];
 
 /// The names of the built-in profiles.
