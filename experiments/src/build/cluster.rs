@@ -58,8 +58,7 @@ fn input(error: impl std::fmt::Display) -> RunError {
 /// Builds everything that a seed of an experiment needs.
 pub(super) fn build(spec: &Spec, seed: u64) -> Result<Cluster, RunError> {
     let model = spec.model().map_err(RunError::Input)?;
-    let nic =
-        nic::load(&spec.cluster.nic).map_err(|error| RunError::Input(format!("cluster.nic: {error}")))?;
+    let nic = nic::load(&spec.cluster.nic).map_err(|error| input(format!("cluster.nic: {error}")))?;
     let compute = Profile::load(&spec.compute.profile).map_err(input)?.scaled(spec.compute.scale);
     let bits_per_s = spec.cluster.link.map_or(nic.rate.bits_per_s(), |link| link.bits_per_sec());
     let sides = [(&spec.cluster.prefill, true), (&spec.cluster.decode, false)];
