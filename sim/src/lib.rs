@@ -2,11 +2,12 @@
 //! of the `engine` crate over them.
 //!
 //! Start with [`world::World`] (all nodes and one event queue), [`fabric::Fabrics`] (queue pairs, memory and NICs of all hosts) and
-//! [`net`] (weighted max-min sharing of links).
+//! [`net`] (weighted max-min sharing of links). Tests tell their stories with [`kit::Kit`].
 
 pub mod control;
 pub mod digest;
 pub mod fabric;
+pub mod kit;
 pub mod net;
 pub mod nic;
 pub mod queue;

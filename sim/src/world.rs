@@ -231,6 +231,25 @@ impl World {
         }
     }
 
+    /// Tells one node to wind down.
+    pub fn leave(&mut self, node: NodeId) {
+        self.deliver(node, Waiting::Shutdown);
+    }
+
+    /// A node's process dies and another one takes its place, with nothing of what the old one knew. What had reached the old
+    /// one is lost. Meant for nodes without fabric objects (the registry): nobody gives a dead node's objects back.
+    pub fn restart(&mut self, node: NodeId, fresh: AnyNode) {
+        let place = &mut self.places[node.index()];
+        place.node = fresh;
+        (place.paused, place.busy) = (false, self.now);
+        for waiting in std::mem::take(&mut place.inbox) {
+            if let Waiting::Frame { frame, .. } = waiting {
+                self.free_frames.push(frame);
+            }
+        }
+        self.deliver(node, Waiting::Start);
+    }
+
     /// The present.
     pub fn now(&self) -> Time {
         self.now
@@ -276,6 +295,17 @@ impl World {
         for (from, to, frame) in std::mem::take(&mut self.held_frames) {
             let at = self.now + self.channel.config().latency;
             self.queue.push(at, Ev::Frame { to, from, frame });
+        }
+    }
+    /// Lets those held frames go that `pick` names by (from, to, bytes), in their order.
+    pub fn let_go_where(&mut self, mut pick: impl FnMut(NodeId, NodeId, &[u8]) -> bool) {
+        for (from, to, frame) in std::mem::take(&mut self.held_frames) {
+            if pick(from, to, &self.frames[frame as usize].0) {
+                let at = self.now + self.channel.config().latency;
+                self.queue.push(at, Ev::Frame { to, from, frame });
+            } else {
+                self.held_frames.push_back((from, to, frame));
+            }
         }
     }
     /// A fault at some time.

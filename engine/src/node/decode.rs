@@ -8,7 +8,7 @@ use crate::id::InstanceId;
 use crate::map::Map;
 use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey};
 use crate::time::Time;
-use crate::transfer::{News, PagePool, PageTable, Receiver, RecvRoom};
+use crate::transfer::{InstanceMemory, News, PagePool, PageTable, Receiver, RecvRoom};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -69,6 +69,8 @@ pub struct DecodeNode {
     finishing: BinaryHeap<Reverse<(u64, RoomKey)>>,
     /// On-demand: by the step that needs another page; the same.
     growing: BinaryHeap<Reverse<(u64, RoomKey)>>,
+    /// Rooms that are over and whose pages are not free yet.
+    draining: u32,
     /// On-demand: in order of admission.
     running: BTreeMap<u64, RoomKey>,
     batch: u32,
@@ -109,6 +111,7 @@ impl DecodeNode {
             joining: Vec::new(),
             finishing: BinaryHeap::new(),
             growing: BinaryHeap::new(),
+            draining: 0,
             running: BTreeMap::new(),
             batch: 0,
             context: 0,
@@ -123,6 +126,16 @@ impl DecodeNode {
     /// Why it could not start, if so.
     pub fn error(&self) -> Option<&StartError> {
         self.failed.as_ref()
+    }
+
+    /// Its KV pools, between start and shutdown.
+    pub fn memory(&self) -> Option<&InstanceMemory> {
+        self.receiver.as_ref().map(Receiver::memory)
+    }
+
+    /// Whether it holds anything for a room.
+    pub fn has_room(&self, key: &RoomKey) -> bool {
+        self.jobs.contains(key)
     }
 
     fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {
@@ -262,6 +275,14 @@ impl DecodeNode {
                 self.waiting.pop_front();
                 continue;
             };
+            if !receiver.could_open(job.peer, job.group) {
+                self.waiting.pop_front();
+                self.jobs.remove(&key);
+                receiver.abort(cx, key, Reason::NoMemory);
+                self.client.send(&Message::Abort { key, reason: Reason::NoMemory });
+                self.done(key, Outcome::Failed(Reason::NoMemory));
+                continue;
+            }
             let need = self.config.pages_needed(&job.request);
             let Some(job) = self.jobs.get_mut(&key) else { return };
             let pool = &mut self.pools[usize::from(job.group)];
@@ -280,8 +301,7 @@ impl DecodeNode {
             job.order = self.orders;
             self.admitted += 1;
             if !receiver.open(cx, RecvRoom { key, request, peer, group, tokens }, &table) {
-                debug_assert!(false, "can_open said so");
-                // Nothing was published, so nothing can be written to the pages.
+                // The device took fewer receives than it said it would. Nothing was published, so nothing can be written to the pages.
                 if let Some(mut job) = self.jobs.remove(&key) {
                     self.pools[usize::from(job.group)].give_all(&mut job.table);
                 }
@@ -344,6 +364,7 @@ impl DecodeNode {
         let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) else { return };
         job.phase = Phase::Over;
         self.admitted -= 1;
+        self.draining += 1;
         self.verify(cx, &key);
         self.done(key, outcome);
         if let Some(receiver) = &mut self.receiver {
@@ -373,12 +394,15 @@ impl DecodeNode {
                     if let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Transfer) {
                         job.phase = Phase::Over;
                         self.admitted -= 1;
+                        self.draining += 1;
                         self.done(key, Outcome::Failed(reason));
                     }
                 }
                 News::Released(key) => {
                     if let Some(mut job) = self.jobs.remove(&key) {
-                        self.pools[usize::from(job.group)].give_all(&mut job.table);
+                        self.draining -= u32::from(job.phase == Phase::Over);
+                        let wrong = self.pools[usize::from(job.group)].give_all(&mut job.table);
+                        debug_assert_eq!(wrong, 0, "pages freed twice");
                     }
                 }
             }
@@ -464,14 +488,22 @@ impl DecodeNode {
             while let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) {
                 // The step that comes writes token `joined` + 1 of the output.
                 let last = self.steps - job.joined + 2 >= u64::from(job.request.output);
-                if self.pools[usize::from(job.group)].take(1, &mut job.table) {
+                let group = job.group;
+                if self.pools[usize::from(group)].take(1, &mut job.table) {
                     if !last {
                         self.growing.push(Reverse((self.steps + u64::from(self.config.page_size), key)));
                     }
                     break;
                 }
-                let Some((_, victim)) = self.running.last_key_value() else { break };
-                let victim = *victim;
+                if self.draining > 0 {
+                    // Pages are about to come back: sending more requests back would be no sooner. The page is asked for again
+                    // with the next step.
+                    self.growing.push(Reverse((self.steps + 1, key)));
+                    break;
+                }
+                // The latest one of this group: pages of other groups are no help.
+                let same = |key: &&RoomKey| self.jobs.get(key).is_some_and(|job| job.group == group);
+                let Some(victim) = self.running.values().rev().find(same).copied() else { break };
                 self.preempt(cx, victim);
             }
         }

@@ -10,7 +10,7 @@ use crate::map::Map;
 use crate::policy::Granularity;
 use crate::registry::{Client, ClientEvent, Message, Role, RoomKey};
 use crate::time::{Span, Time};
-use crate::transfer::{News, PagePool, PageTable, SendRoom, Sender};
+use crate::transfer::{InstanceMemory, News, PagePool, PageTable, SendRoom, Sender};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -96,6 +96,16 @@ impl PrefillNode {
         self.failed.as_ref()
     }
 
+    /// Its KV pools, between start and shutdown.
+    pub fn memory(&self) -> Option<&InstanceMemory> {
+        self.sender.as_ref().map(Sender::memory)
+    }
+
+    /// Whether it holds anything for a room.
+    pub fn has_room(&self, key: &RoomKey) -> bool {
+        self.jobs.contains(key)
+    }
+
     fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {
         let memory = self.config.memory(cx.fabric, Access::REMOTE_READ)?;
         let facts = memory.facts();
@@ -146,7 +156,7 @@ impl PrefillNode {
                     Err(_) => {
                         // Asked again for the next room, which fails as fast.
                         self.peers.forget(instance);
-                        sender.reject_peer(cx, instance, Reason::Layout);
+                        sender.reject_peer(cx, instance, Reason::Layout, true);
                     }
                 }
             }
@@ -402,7 +412,8 @@ impl PrefillNode {
         let per_block = BLOCK_TOKENS / self.config.page_size.clamp(1, BLOCK_TOKENS);
         let own = job.shared as u32 * per_block;
         let mut rest = PageTable::new(job.table.slice(own, job.table.len()).collect());
-        pool.give_all(&mut rest);
+        let wrong = pool.give_all(&mut rest);
+        debug_assert_eq!(wrong, 0, "pages freed twice");
     }
 
     fn on_news(&mut self) {
@@ -423,6 +434,12 @@ impl PrefillNode {
     fn shut_down(&mut self, cx: &mut Cx<'_>) {
         if !self.leaving {
             self.leaving = true;
+            // Nobody will want what the step under way computes, and its end must not be waited for when the sender is gone.
+            for part in self.step.take().into_iter().flat_map(|step| step.parts) {
+                if let Some(job) = self.jobs.get_mut(&part.key) {
+                    job.computing = false;
+                }
+            }
             if let Some(sender) = &mut self.sender {
                 sender.abandon(cx, Reason::Aborted);
             }

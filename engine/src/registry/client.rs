@@ -174,7 +174,12 @@ impl Client {
             if let Message::Query { instance } = message {
                 self.queries.insert(*instance, false);
             }
-            self.session.queue(|out| wire::encode(message, out));
+            // Nobody waits for the word that all went well: pages are in use for much longer.
+            if matches!(message, Message::Report { report, .. } if report.delivered && report.clean) {
+                self.session.queue_patiently(|out| wire::encode(message, out));
+            } else {
+                self.session.queue(|out| wire::encode(message, out));
+            }
         }
     }
 
@@ -360,7 +365,8 @@ impl Client {
     /// When a heartbeat is due: a third of the lease after the last one; sooner while there is no answer.
     fn beat_at(&self) -> Time {
         let most = match self.state {
-            State::Joined | State::Leaving => Span(self.lease.0 / 3),
+            // Who leaves before it was welcomed has no lease.
+            State::Joined | State::Leaving if self.lease > Span(0) => Span(self.lease.0 / 3),
             _ => self.config.retransmit_max,
         };
         match self.missed {
@@ -388,6 +394,7 @@ impl Client {
             State::Joining | State::Joined | State::Leaving => {}
         }
         let due = self.beat_at() <= now;
+        self.session.note(now);
         if !due && self.session.deadline() > now {
             return;
         }

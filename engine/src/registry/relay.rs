@@ -145,7 +145,7 @@ impl Registry {
                 room.report = Some(report);
                 room.prefill_done = true;
                 // Decode may be done and still wait for this, to free its pages.
-                self.tell(decode, |out| out.extend_from_slice(bytes));
+                self.tell_when(decode, report.delivered && report.clean, |out| out.extend_from_slice(bytes));
                 self.rooms.settle(now, slot);
             }
             (Said::Done(outcome), Part::Decode) => {

@@ -237,9 +237,13 @@ impl Registry {
     }
 
     /// Queues a message for the client in `slot`.
-    pub(super) fn say(&mut self, slot: u32, encode: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn say(&mut self, slot: u32, patient: bool, encode: impl FnOnce(&mut Vec<u8>)) {
         if let Some(peer) = self.peers[slot as usize].as_mut() {
-            peer.session.queue(encode);
+            if patient {
+                peer.session.queue_patiently(encode);
+            } else {
+                peer.session.queue(encode);
+            }
             self.stats.sent += 1;
             if !peer.dirty {
                 peer.dirty = true;
@@ -250,8 +254,18 @@ impl Registry {
 
     /// Queues a message for an instance: now, or when it comes back. Says whether there is such an instance.
     pub(super) fn tell(&mut self, to: InstanceId, encode: impl FnOnce(&mut Vec<u8>)) -> bool {
+        self.tell_when(to, false, encode)
+    }
+
+    /// The same; a `patient` message waits for a frame that leaves anyway.
+    pub(super) fn tell_when(
+        &mut self,
+        to: InstanceId,
+        patient: bool,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> bool {
         match self.members.standing(to) {
-            Standing::Here(slot) => self.say(slot, encode),
+            Standing::Here(slot) => self.say(slot, patient, encode),
             Standing::Awaited => {
                 if self.members.waiting() < self.config.limits.parked {
                     let mut bytes = Vec::new();
@@ -443,12 +457,12 @@ impl Registry {
             peer.instance = id;
         }
         let welcome = Message::Welcome { instance: id, lease: self.config.lease };
-        self.say(slot, |out| wire::encode(&welcome, out));
+        self.say(slot, false, |out| wire::encode(&welcome, out));
         if role == Role::Router {
             let others: Vec<Member> =
                 self.members.iter().filter_map(|(id, instance)| member(id, instance)).collect();
             for other in others {
-                self.say(slot, |out| wire::encode(&Message::Joined(other), out));
+                self.say(slot, false, |out| wire::encode(&Message::Joined(other), out));
             }
         } else if let Some(joined) = self.members.get(id).and_then(|instance| member(id, instance)) {
             let routers: Vec<u32> = self
@@ -458,12 +472,12 @@ impl Registry {
                 .map(|(_, other)| other.slot)
                 .collect();
             for router in routers {
-                self.say(router, |out| wire::encode(&Message::Joined(joined), out));
+                self.say(router, false, |out| wire::encode(&Message::Joined(joined), out));
             }
         }
         for waiting in waited {
             match waiting {
-                Waiting::Message(bytes) => self.say(slot, |out| out.extend_from_slice(&bytes)),
+                Waiting::Message(bytes) => self.say(slot, false, |out| out.extend_from_slice(&bytes)),
                 Waiting::Query(from) => self.query(from, id),
             }
         }
@@ -475,7 +489,7 @@ impl Registry {
             return;
         }
         self.stats.refused += 1;
-        self.say(slot, |out| wire::encode(&Message::Refused { reason, why }, out));
+        self.say(slot, false, |out| wire::encode(&Message::Refused { reason, why }, out));
         self.part(now, slot);
     }
 
@@ -517,7 +531,7 @@ impl Registry {
         let waited = self.members.remove(instance);
         let others: Vec<u32> = self.members.iter().map(|(_, other)| other.slot).collect();
         for slot in others {
-            self.say(slot, |out| wire::encode(&Message::Gone { instance }, out));
+            self.say(slot, false, |out| wire::encode(&Message::Gone { instance }, out));
         }
         for waiting in waited {
             if let Waiting::Query(from) = waiting {

@@ -101,6 +101,9 @@ pub struct Session {
     /// How many of `unacked` were sent, and their bytes.
     sent: usize,
     sent_bytes: usize,
+    /// Until when what was queued and not sent may wait for a frame that leaves anyway: [`Time::ZERO`] if it may not,
+    /// [`Time::NEVER`] before the clock was asked.
+    patience: Time,
     timeout: Span,
     retransmit_at: Time,
     /// Frames in a row that reported a gap at `base`.
@@ -134,6 +137,7 @@ impl Session {
             base: 1,
             sent: 0,
             sent_bytes: 0,
+            patience: Time::ZERO,
             timeout: config.retransmit,
             retransmit_at: Time::NEVER,
             gaps: 0,
@@ -158,6 +162,26 @@ impl Session {
 
     /// Queues one message, which `encode` appends.
     pub fn queue(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
+        self.patience = Time::ZERO;
+        self.append(encode);
+    }
+
+    /// Queues one message that is in no hurry: it rides on the next frame, or leaves after as long as an acknowledgement waits.
+    pub fn queue_patiently(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
+        if self.sent == self.unacked.len() {
+            self.patience = Time::NEVER;
+        }
+        self.append(encode);
+    }
+
+    /// Starts the clock of what waits patiently.
+    pub fn note(&mut self, now: Time) {
+        if self.patience == Time::NEVER {
+            self.patience = now + self.config.ack_delay;
+        }
+    }
+
+    fn append(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
         let start = self.ring.len();
         self.ring.extend_from_slice(&[0; 2]);
         encode(&mut self.ring);
@@ -309,7 +333,9 @@ impl Session {
         if self.repeat_now || self.retransmit_at <= now {
             self.retransmit(now, to, header, out);
         }
-        while self.sent < self.unacked.len() && self.may_send() {
+        self.note(now);
+        let goes = force || self.patience <= now || self.ack_at <= now || self.stats.frames > before;
+        while goes && self.sent < self.unacked.len() && self.may_send() {
             let count = self.group(self.sent, |_| true);
             let start = self.head + self.sent_bytes;
             let bytes = self.emit(now, to, header, self.sent, count, start, out);
@@ -402,10 +428,16 @@ impl Session {
 
     /// When [`Session::flush`] has something to do; [`Time::ZERO`] if it has now.
     pub fn deadline(&self) -> Time {
-        if self.repeat_now || (self.sent < self.unacked.len() && self.may_send()) {
+        if self.repeat_now {
             return Time::ZERO;
         }
-        self.retransmit_at.min(self.ack_at)
+        let unsent = self.sent < self.unacked.len() && self.may_send();
+        let patience = match self.patience {
+            _ if !unsent => Time::NEVER,
+            Time::NEVER => Time::ZERO,
+            until => until,
+        };
+        self.retransmit_at.min(self.ack_at).min(patience)
     }
 
     /// Segments not yet acknowledged, queued ones included.

@@ -3,10 +3,10 @@
 use crate::fabric::{Lane, Lanes};
 use crate::id::Rank;
 use crate::policy::ReplicaChoice;
-use crate::registry::Facts;
+use crate::registry::{Facts, RankFacts};
 use models::{
-    BufferKind, DType, Group, Layout, LayoutError, Model, PageOrder, Parallel, Relation, RelationError,
-    SectionPair,
+    BufferKind, DType, Group, Layout, LayoutError, Model, PageOrder, Parallel, RankLayout, Relation,
+    RelationError, SectionPair,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,6 +29,12 @@ pub enum PairingError {
         got: usize,
         /// As needed.
         want: usize,
+    },
+    /// An address, pitch or number of slots that no memory has.
+    #[error("the peer's {what} reaches beyond 64-bit addresses")]
+    Address {
+        /// Of what.
+        what: &'static str,
     },
     /// More source ranks than an aux slot has cells for.
     #[error("{0} source ranks in a group, at most {max} are supported", max = super::wire::MAX_SOURCES)]
@@ -100,6 +106,22 @@ pub struct PairFeed {
     pub nth: u16,
 }
 
+/// What of a rank's memory reaches beyond 64-bit addresses: facts come from outside, and offsets are added up from them.
+fn out_of_bounds(facts: &Facts, rank: &RankFacts, layout: Option<&RankLayout>) -> Option<&'static str> {
+    let end =
+        |base: u64, count: u64, each: u64| count.checked_mul(each).and_then(|len| base.checked_add(len));
+    if end(rank.aux.addr, facts.slots.into(), super::wire::SLOT_BYTES).is_none() {
+        return Some("aux slots");
+    }
+    let pools = layout.map(RankLayout::pools).unwrap_or_default();
+    let whole = rank.pools.iter().zip(&rank.pitches).zip(pools).all(|((region, pitch), pool)| {
+        let pages = end(0, facts.pages.into(), pool.page_bytes);
+        pages.is_some_and(|len| len <= *pitch)
+            && end(region.addr, pool.buffers.len() as u64, *pitch).is_some()
+    });
+    (!whole).then_some("KV pools")
+}
+
 /// A queue pair of a link: ends by rank of the whole instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wire {
@@ -151,6 +173,9 @@ impl Pairing {
                 return Err(PairingError::Facts { what, got: facts.ranks.len(), want });
             }
             for (index, rank) in facts.ranks.iter().enumerate() {
+                if let Some(what) = out_of_bounds(facts, rank, layout.world_rank(index as u32)) {
+                    return Err(PairingError::Address { what });
+                }
                 let pools = layout.world_rank(index as u32).map_or(0, |r| r.pools().len());
                 if rank.pools.len() != pools || rank.pitches.len() != pools {
                     return Err(PairingError::Facts {

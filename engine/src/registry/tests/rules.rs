@@ -295,7 +295,7 @@ fn a_restarted_registry_gets_its_instances_back_under_their_ids() {
     net.run(Span::s(10));
     assert!(!ids.contains(&net.id(3)), "an id was given out twice");
     create(&mut net, 5);
-    net.run(Span::ms(10));
+    net.run(Span::ms(500));
     assert_eq!(outcome(&net, 5), Some(Outcome::Finished));
     assert!(net.toys.iter().all(|toy| toy.gone.is_empty()));
 }

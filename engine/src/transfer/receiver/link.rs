@@ -101,41 +101,37 @@ impl Receiver {
         if self.config.rules.poll_before_offer {
             self.drain(cx);
         }
-        let Some(link) = self.links.get(&peer) else { return };
+        self.free_fenced(cx, peer);
+    }
+
+    /// Every ended room of a link is free of the initiator now: raises the fence epoch and releases those that are finished.
+    fn free_fenced(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        let Some(link) = self.links.get_mut(&peer) else { return };
+        link.fence_epoch += 1;
         for index in link.rooms.clone() {
-            if let Some(room) = self.rooms[index as usize].as_mut()
-                && room.state == RoomState::Success
-            {
+            let Some(room) = self.rooms[index as usize].as_mut() else { continue };
+            if room.finished {
+                self.release(cx, index);
+            } else if room.state == RoomState::Success {
                 room.fenced = true;
             }
         }
     }
 
-    /// Fences, then releases every ended room of the link; offers a new connection to the others.
+    /// Frees a room that may still be written: fences, which releases every ended room of the link, and offers a new
+    /// connection to the others.
     pub(super) fn fence_for_free(&mut self, cx: &mut Cx<'_>, peer: InstanceId, index: u32) {
         let rules = self.config.rules;
-        if !rules.fence_before_free {
-            self.release(cx, index);
-            return;
-        }
-        let Some(link) = self.links.get_mut(&peer) else {
-            self.release(cx, index);
-            return;
-        };
-        link.fence_epoch += 1;
-        let keeps_offer = !rules.fence_voids_offers && link.state == State::Offered;
-        let was_down = link.state == State::Down;
-        if !keeps_offer {
-            self.fence(cx, peer);
-        }
-        let Some(link) = self.links.get(&peer) else { return };
-        for index in link.rooms.clone() {
-            if self.rooms[index as usize].as_ref().is_some_and(|room| room.finished) {
-                self.release(cx, index);
+        match self.links.get(&peer).map(|link| link.state) {
+            None => self.release(cx, index),
+            Some(_) if !rules.fence_before_free => self.release(cx, index),
+            // The mistake: an offer under way goes on.
+            Some(State::Offered) if !rules.fence_voids_offers => self.free_fenced(cx, peer),
+            Some(State::Down) => self.free_fenced(cx, peer),
+            Some(State::Offered | State::Up) => {
+                self.fence(cx, peer);
+                self.offer(cx, peer);
             }
-        }
-        if !keeps_offer && !was_down {
-            self.offer(cx, peer);
         }
     }
 
@@ -234,12 +230,6 @@ impl Receiver {
         self.fence(cx, peer);
         for key in self.keys_of(peer) {
             self.fail(cx, key, Reason::PeerGone, false);
-        }
-        let Some(link) = self.links.get(&peer) else { return };
-        for index in link.rooms.clone() {
-            if self.rooms[index as usize].as_ref().is_some_and(|room| room.finished) {
-                self.release(cx, index);
-            }
         }
         // Rooms that are still being decoded were fenced: they release themselves without the link.
         if let Some(link) = self.links.remove(&peer) {

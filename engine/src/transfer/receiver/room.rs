@@ -94,6 +94,14 @@ impl Receiver {
             && self.ports.iter().zip(needs).all(|(port, need)| port.promised.saturating_add(need) <= depth)
     }
 
+    /// Whether a room of this peer and group can ever be opened; false only if its receives are more than a queue holds.
+    pub fn could_open(&self, peer: InstanceId, group: u16) -> bool {
+        !self.slots.is_empty()
+            && self
+                .needs(peer, group)
+                .is_none_or(|needs| needs.iter().all(|need| *need <= self.config.receive_depth))
+    }
+
     /// Whether the room has ended here, or is open.
     pub fn knows_room(&self, key: &RoomKey) -> bool {
         self.by_key.contains(key) || (self.config.rules.tombstones && self.tombstones.get(key).is_some())
@@ -112,6 +120,14 @@ impl Receiver {
         // Receives are credits: they stand posted before the pages are published.
         if self.config.rules.receive_credits {
             self.refill(cx.fabric);
+            if self.ports.iter().any(|port| port.posted < port.promised) {
+                // The device took fewer than were promised: not now.
+                for (port, need) in self.ports.iter_mut().zip(&needs) {
+                    port.promised -= need;
+                }
+                self.free_slots.push_front(slot);
+                return false;
+            }
         }
         let key = spec.key;
         let Some(link) = self.links.get_mut(&spec.peer) else { return false };
@@ -375,16 +391,9 @@ impl Receiver {
         let (key, peer) = (room.spec.key, room.spec.peer);
         let reachable = self.links.get(&peer).is_some_and(super::Link::may_be_written);
         let clean = room.report.is_some_and(|report| report.clean);
-        if room.fenced || !reachable || clean {
-            // A free by fence, also when the ends are already down: the room's page list may still be under way.
-            if !reachable
-                && !clean
-                && let Some(link) = self.links.get_mut(&peer)
-            {
-                link.fence_epoch += 1;
-            }
+        if room.fenced || clean {
             self.release(cx, index);
-        } else if room.report.is_some() {
+        } else if room.report.is_some() || !reachable {
             self.fence_for_free(cx, peer, index);
         } else {
             let deadline = self.config.drain_deadline;

@@ -65,7 +65,6 @@ pub(super) struct Link {
     pub pairing: Arc<Pairing>,
     pub wires: Vec<LinkWire>,
     pub rooms: Vec<u32>,
-    pub gone: bool,
     /// Slices posted and not completed.
     pub outstanding: u64,
     state: State,
@@ -86,7 +85,6 @@ impl Link {
             pairing,
             wires: Vec::new(),
             rooms: Vec::new(),
-            gone: false,
             outstanding: 0,
             state: State::Down,
             heard: 0,
@@ -114,9 +112,7 @@ impl Link {
 impl Sender {
     /// Asks the target for an offer.
     pub(super) fn ask(&mut self, peer: InstanceId) {
-        if let Some(link) = self.links.get_mut(&peer)
-            && self.config.rules.ask
-        {
+        if let Some(link) = self.links.get_mut(&peer) {
             link.asked = true;
             let body = LinkBody::Ask { broken: link.accepted };
             self.news.push_back(News::Tell(Message::Link { peer, body }));
@@ -126,8 +122,7 @@ impl Sender {
     /// Asks again on a link that is down for good: the last attempt was refused. One refused attempt fails the rooms that there
     /// are, and must not condemn those to come.
     pub(super) fn ask_if_idle(&mut self, peer: InstanceId) {
-        let idle =
-            |link: &Link| link.state == State::Down && link.pending.is_none() && !link.asked && !link.gone;
+        let idle = |link: &Link| link.state == State::Down && link.pending.is_none() && !link.asked;
         if self.links.get(&peer).is_some_and(idle) {
             self.ask(peer);
         }
@@ -139,7 +134,7 @@ impl Sender {
         let Some(link) = self.links.get_mut(&peer) else { return };
         match body {
             LinkBody::Offer { offer, fence_epoch, rails, endpoints, live } => {
-                if offer <= link.heard || link.gone {
+                if offer <= link.heard {
                     return;
                 }
                 link.heard = offer;
@@ -221,7 +216,7 @@ impl Sender {
         for index in link.rooms.clone() {
             self.drop_jobs(index);
         }
-        if tell {
+        if tell && self.config.rules.ask {
             self.ask(peer);
         }
     }
@@ -229,7 +224,7 @@ impl Sender {
     /// Answers the pending offer once every completion is in.
     fn answer(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
         let Some(link) = self.links.get_mut(&peer) else { return };
-        if link.outstanding > 0 || link.gone {
+        if link.outstanding > 0 {
             return;
         }
         let Some(offer) = link.pending.take() else { return };
@@ -371,7 +366,6 @@ impl Sender {
         let drained = self.links.get(&peer).is_some_and(|link| link.outstanding == 0);
         if drained {
             self.answer(cx, peer);
-            self.bury(cx, peer);
         }
     }
 
@@ -416,16 +410,21 @@ impl Sender {
         self.settle(cx, slice.room);
     }
 
-    /// Destroys a gone peer's queue pairs once nothing of them is outstanding.
-    pub(super) fn bury(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
-        if !self.links.get(&peer).is_some_and(|link| link.gone && link.outstanding == 0) {
-            return;
-        }
-        if let Some(link) = self.links.remove(&peer) {
-            for wire in &link.wires {
-                self.qps.remove(&wire.qp);
-                // Nothing is outstanding on it; a fabric that refuses has lost it already.
-                let _ = cx.fabric.destroy_qp(wire.qp);
+    /// Destroys the queue pairs of a link. What they had posted counts as failed, and this side's pages are free of it: a destroyed
+    /// queue pair reads nothing any more. New ones are made with the next answer.
+    pub(super) fn scrap(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        self.broken(cx, peer, false);
+        let Some(link) = self.links.get_mut(&peer) else { return };
+        link.outstanding = 0;
+        for wire in std::mem::take(&mut link.wires) {
+            self.qps.remove(&wire.qp);
+            // A fabric that refuses has lost it already.
+            let _ = cx.fabric.destroy_qp(wire.qp);
+            for slice in wire.slices {
+                let port = &mut self.ports[wire.port.index()];
+                port.posted_bytes -= slice.bytes;
+                port.posted_requests -= slice.requests;
+                self.finished(cx, slice, false);
             }
         }
     }
@@ -434,23 +433,19 @@ impl Sender {
 impl Sender {
     /// A restarted registry knows nothing of handshakes under way: every link that is not up begins anew.
     pub fn ask_again(&mut self) {
-        let down: Vec<InstanceId> = self
-            .links
-            .iter()
-            .filter(|(_, link)| !link.is_up() && !link.gone)
-            .map(|(peer, _)| *peer)
-            .collect();
+        let down: Vec<InstanceId> =
+            self.links.iter().filter(|(_, link)| !link.is_up()).map(|(peer, _)| *peer).collect();
         for peer in down {
             self.ask(peer);
         }
     }
 
-    /// This instance cannot be paired with the peer: every room between them fails.
-    pub fn reject_peer(&mut self, cx: &mut Cx<'_>, peer: InstanceId, reason: Reason) {
+    /// Every room with a peer fails: it is gone, or this instance cannot be paired with it.
+    pub fn reject_peer(&mut self, cx: &mut Cx<'_>, peer: InstanceId, reason: Reason, tell: bool) {
         let rooms = self.rooms.iter().flatten().filter(|room| room.spec.peer == peer);
         let keys: Vec<RoomKey> = rooms.map(|room| room.spec.key).collect();
         for key in keys {
-            self.fail(cx, key, reason, true);
+            self.fail(cx, key, reason, tell);
         }
     }
 }

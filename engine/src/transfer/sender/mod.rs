@@ -20,7 +20,7 @@ use super::pages::PageTable;
 use super::pairing::Pairing;
 use super::tombstones::Tombstones;
 use crate::fabric::{Completion, Error, Event, Fabric, Plan};
-use crate::id::{CqId, InstanceId, QpId, RequestId};
+use crate::id::{CqId, InstanceId, PortId, QpId, RequestId};
 use crate::map::Map;
 use crate::node::{Cx, Reason};
 use crate::policy::{JobId, Order};
@@ -38,6 +38,9 @@ struct PortQueue {
     posted_bytes: u64,
     posted_requests: u64,
     cq: CqId,
+    /// Requests that may be posted at a time, whatever the window says: flushed, each of them takes a place in the completion queue,
+    /// and how many queue pairs a peer's ranks need is not known when the queue is made.
+    most_requests: u64,
 }
 
 /// A room to open.
@@ -71,6 +74,8 @@ pub struct SenderHeld {
 /// Prefill's transfer engine.
 pub struct Sender {
     config: TransferConfig,
+    /// Completions that each port's queue holds.
+    depth: u32,
     memory: InstanceMemory,
     ports: Vec<PortQueue>,
     links: BTreeMap<InstanceId, Link>,
@@ -90,8 +95,8 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// For an instance with this memory. Completion queues have room for everything that `queue_pairs` queue pairs can
-    /// hold, so that even flushing all of it overruns none.
+    /// For an instance with this memory. Completion queues have room for what `queue_pairs` queue pairs can hold; no more than fits is
+    /// ever posted, so that even flushing all of it overruns none.
     pub fn new(
         config: TransferConfig,
         memory: InstanceMemory,
@@ -108,9 +113,13 @@ impl Sender {
         let mut ports = Vec::new();
         for port in ids {
             let cq = fabric.create_cq(port, depth)?;
-            ports.push(PortQueue { order: config.order.build(), posted_bytes: 0, posted_requests: 0, cq });
+            // A part's aux row and seal may go above the bound.
+            let most_requests = u64::from(depth).saturating_sub(2).max(1);
+            let order = config.order.build();
+            ports.push(PortQueue { order, posted_bytes: 0, posted_requests: 0, cq, most_requests });
         }
         Ok(Self {
+            depth,
             ports,
             memory,
             links: BTreeMap::new(),
@@ -225,16 +234,27 @@ impl Sender {
                     self.broken(cx, peer, true);
                 }
             }
-            Event::CqOverrun(cq) => {
-                let port = self.ports.iter().position(|port| port.cq == cq);
-                let hit = |link: &Link| link.wires.iter().any(|wire| Some(wire.port.index()) == port);
-                let peers: Vec<_> =
-                    self.links.iter().filter(|(_, link)| hit(link)).map(|(peer, _)| *peer).collect();
-                for peer in peers {
-                    self.broken(cx, peer, true);
-                }
-            }
+            Event::CqOverrun(cq) => self.overrun(cx, cq),
             Event::SrqLimit(_) | Event::LastWqeReached(_) | Event::PortDown(_) | Event::PortUp(_) => {}
+        }
+    }
+
+    /// Completions were lost: what was posted on the port cannot be told apart any more. Its queue pairs and the completion queue
+    /// are made anew.
+    fn overrun(&mut self, cx: &mut Cx<'_>, cq: CqId) {
+        let Some(port) = self.ports.iter().position(|port| port.cq == cq) else { return };
+        let hit = |link: &Link| link.wires.iter().any(|wire| wire.port.index() == port);
+        let peers: Vec<_> = self.links.iter().filter(|(_, link)| hit(link)).map(|(peer, _)| *peer).collect();
+        for peer in &peers {
+            self.scrap(cx, *peer);
+        }
+        // Nothing uses it any more; where no new one can be had, the links to come are refused.
+        let _ = cx.fabric.destroy_cq(cq);
+        if let Ok(cq) = cx.fabric.create_cq(PortId(port as u32), self.depth) {
+            self.ports[port].cq = cq;
+        }
+        for peer in peers {
+            self.ask(peer);
         }
     }
 

@@ -11,14 +11,6 @@ use crate::id::{RKey, WrId};
 use crate::node::{Cx, Reason, Step};
 use crate::policy::JobId;
 
-/// What came of trying to post.
-enum Posted {
-    /// Something was posted; ask again.
-    Some,
-    /// The job cannot go on now and left the queue.
-    Blocked,
-}
-
 impl Sender {
     /// Posts on every port what order and window allow.
     pub(super) fn pump_all(&mut self, cx: &mut Cx<'_>) {
@@ -26,20 +18,20 @@ impl Sender {
             let window = self.config.window;
             loop {
                 let queue = &mut self.ports[port];
-                if queue.posted_bytes >= window.bytes || queue.posted_requests >= window.requests {
+                let most = window.requests.min(queue.most_requests);
+                if queue.posted_bytes >= window.bytes || queue.posted_requests >= most {
                     break;
                 }
-                let room = (window.bytes - queue.posted_bytes, window.requests - queue.posted_requests);
+                let room = (window.bytes - queue.posted_bytes, most - queue.posted_requests);
                 let Some((job, most)) = queue.order.next(cx.now) else { break };
-                match self.post(cx, job, most.min(room.0), room.1) {
-                    Posted::Some | Posted::Blocked => {}
-                }
+                // Posts, or takes the job out of the queue: either way the next question has another answer.
+                self.post(cx, job, most.min(room.0), room.1);
             }
         }
     }
 
     /// Posts the next slice of a job: at least one request, at most so many bytes and requests.
-    fn post(&mut self, cx: &mut Cx<'_>, id: JobId, bytes: u64, requests: u64) -> Posted {
+    fn post(&mut self, cx: &mut Cx<'_>, id: JobId, bytes: u64, requests: u64) {
         let job = &mut self.jobs[id as usize];
         let order = &mut self.ports[job.port.index()].order;
         let room = self.rooms.get_mut(job.room as usize).and_then(Option::as_mut);
@@ -47,7 +39,7 @@ impl Sender {
         let (Some(room), Some(link), Some(&p)) = (room, link, job.parts.front()) else {
             order.remove(id);
             job.queued = false;
-            return Posted::Blocked;
+            return;
         };
         let index = job.room;
         let part = &mut room.parts[p as usize];
@@ -60,7 +52,7 @@ impl Sender {
                 job.blocked = Some(part.wire);
                 link.wires[part.wire as usize].blocked.push(id);
             }
-            return Posted::Blocked;
+            return;
         };
         let wire = &mut link.wires[part.wire as usize];
         let ends = link.pairing.wires[part.wire as usize];
@@ -119,9 +111,10 @@ impl Sender {
             base += len;
         }
 
-        // The immediate, and before it aux row and seal.
+        // The immediate, and before it aux row and seal. They go with the KV whatever the window says: a job that waited for window with
+        // nothing outstanding on its own queue pair would never be woken.
         let all_kv = at == part.window.end;
-        let end = all_kv && budget - taken >= part.extras();
+        let end = all_kv && free - taken >= part.extras();
         let imm = Immediate { slot: target.slot, generation: target.generation, part: part.number }.to_u32();
         let slot = theirs.aux.addr + u64::from(target.slot) * super::super::wire::SLOT_BYTES;
         let cell = slot + AUX_BYTES + u64::from(feed.src.0) * SEAL_BYTES;
@@ -181,7 +174,7 @@ impl Sender {
             // A rank without a registration on this port: nothing of this part can ever be posted.
             let key = room.spec.key;
             self.fail(cx, key, Reason::Transfer, true);
-            return Posted::Blocked;
+            return;
         }
 
         let posted = cx.fabric.post_send(wire.qp, &chain).err();
@@ -220,8 +213,10 @@ impl Sender {
             if matches!(refused.why, Error::Invalid { .. } | Error::Unsupported(_)) {
                 self.fail(cx, key, Reason::Transfer, true);
             }
-            self.broken(cx, peer, true);
-            return Posted::Blocked;
+            // What was posted of the chain may be unsignalled and never complete: only new queue pairs make an end of it.
+            self.scrap(cx, peer);
+            self.ask(peer);
+            return;
         }
         let order = &mut self.ports[job.port.index()].order;
         job.left = job.left.saturating_sub(sent);
@@ -236,6 +231,5 @@ impl Sender {
         } else {
             order.update(id, job.left);
         }
-        Posted::Some
     }
 }

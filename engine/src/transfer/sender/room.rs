@@ -532,23 +532,11 @@ impl Sender {
         }
     }
 
-    /// The peer is gone for good: its rooms fail, and the queue pairs go once they are drained.
+    /// The peer is gone for good: its rooms fail, and the link goes.
     pub fn peer_gone(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
-        let keys: Vec<RoomKey> = self
-            .rooms
-            .iter()
-            .flatten()
-            .filter(|room| room.spec.peer == peer)
-            .map(|room| room.spec.key)
-            .collect();
-        for key in keys {
-            self.fail(cx, key, Reason::PeerGone, false);
-        }
-        self.broken(cx, peer, false);
-        if let Some(link) = self.links.get_mut(&peer) {
-            link.gone = true;
-        }
-        self.bury(cx, peer);
+        self.reject_peer(cx, peer, Reason::PeerGone, false);
+        self.scrap(cx, peer);
+        self.links.remove(&peer);
     }
 
     /// Every room fails for the same reason, and every link is cut: this instance's life is over.

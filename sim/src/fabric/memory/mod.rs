@@ -2,6 +2,7 @@
 
 mod bytes;
 mod cell;
+mod columns;
 mod phantom;
 
 use engine::fabric::{Access, Content, Error, Extent, Grid, Memory as Kind, Mr, Result, Status};

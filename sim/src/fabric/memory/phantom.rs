@@ -9,34 +9,17 @@
 //! It differs from bytes in one way. Two places with different names that happen to hold equal bytes are different here; a comparison of
 //! bytes could not tell them apart.
 
-use super::cell::{Cell, Rect};
+use super::cell::{Cell, Hit, Rect};
+use super::columns::{Column, Columns, Row};
 use engine::fabric::{Content, Extent, Grid};
 use std::ops::Range;
-
-#[derive(Clone, Debug, Default)]
-enum Column {
-    #[default]
-    Empty,
-    One(Cell),
-    Many(Vec<Cell>),
-}
-
-impl Column {
-    fn cells(&self) -> &[Cell] {
-        match self {
-            Column::Empty => &[],
-            Column::One(cell) => std::slice::from_ref(cell),
-            Column::Many(cells) => cells,
-        }
-    }
-}
 
 /// A pool of phantom memory.
 #[derive(Clone, Debug)]
 pub(crate) struct Phantom {
     page: u64,
     buffers: u32,
-    columns: Vec<Column>,
+    columns: Columns,
     /// Recycled between calls.
     spare: Vec<Cell>,
 }
@@ -52,14 +35,14 @@ pub(crate) struct Pieces {
 impl Phantom {
     pub(crate) fn new(grid: &Grid) -> Self {
         let page = grid.page.max(1);
-        let columns = grid.pitch.div_ceil(page) as usize;
-        Self { page, buffers: grid.buffers, columns: vec![Column::Empty; columns], spare: Vec::new() }
+        let columns = Columns::new(grid.pitch.div_ceil(page) as usize, page, grid.buffers);
+        Self { page, buffers: grid.buffers, columns, spare: Vec::new() }
     }
 
     /// Cuts the pieces of a buffer at page borders: `each(column, rect, first piece, offset in it)`.
-    fn cut(&self, place: &Extent, mut each: impl FnMut(usize, Rect, u64, u64)) {
+    fn cut(page: u64, place: &Extent, mut each: impl FnMut(usize, Rect, u64, u64)) {
         let (b0, b1) = (place.buffers.start, place.buffers.end);
-        let (page, len, count) = (self.page, place.len, u64::from(place.count));
+        let (len, count) = (place.len, u64::from(place.count));
         let mut k = 0;
         while k < count {
             let start = place.at + k * place.step;
@@ -83,24 +66,25 @@ impl Phantom {
         }
     }
 
-    /// The whole pages that a place begins with, if it is one row in all buffers: their columns, the cell of the first, and the rest of
-    /// the place. Requests are rarely a whole number of pages long; all but their last page go this way.
-    fn whole_pages(&self, place: &Extent, what: Content) -> Option<(Range<usize>, Cell, Extent, Content)> {
+    /// The whole pages that a place begins with, if it is one row in all buffers: their columns, the row, and the rest of the place.
+    /// Requests are rarely a whole number of pages long; all but their last page go this way.
+    fn whole_pages(&self, place: &Extent, what: Content) -> Option<(Range<usize>, Row, Extent, Content)> {
         let page = self.page;
         let row = place.count == 1
             && place.buffers.start == 0
             && place.buffers.end == self.buffers
-            && place.at.is_multiple_of(page)
-            && place.len >= page;
-        let first = (place.at / page) as usize;
-        let pages = first..first + (place.len / page) as usize;
-        (row && pages.end <= self.columns.len()).then(|| {
-            let at = Rect { b0: 0, b1: self.buffers, lo: 0, len: page, count: 1, step: page };
-            let (seed, pos, per_buffer) = (what.seed, what.at, what.per_buffer);
-            let done = place.len / page * page;
+            && place.len >= page
+            && place.at.is_multiple_of(page);
+        if !row {
+            return None;
+        }
+        let (first, count) = ((place.at / page) as usize, place.len / page);
+        let pages = first..first + count as usize;
+        (pages.end <= self.columns.len()).then(|| {
+            let done = count * page;
             let rest = Extent { at: place.at + done, len: place.len - done, ..place.clone() };
-            let cell = Cell { at, seed, pos, per_buffer, per_piece: page }.simple();
-            (pages, cell, rest, Content { at: what.at.wrapping_add(done), ..what })
+            let row = self.columns.row_at(first, what.seed, what.at, what.per_buffer);
+            (pages, row, rest, Content { at: what.at.wrapping_add(done), ..what })
         })
     }
 
@@ -109,23 +93,17 @@ impl Phantom {
         if place.buffers.is_empty() || place.len == 0 {
             return;
         }
-        if let Some((pages, cell, rest, what)) = self.whole_pages(place, what) {
-            let page = self.page;
-            let mut pos = cell.pos;
-            for column in &mut self.columns[pages] {
-                *column = Column::One(Cell { pos, ..cell });
-                pos = pos.wrapping_add(page);
-            }
+        if let Some((pages, row, rest, what)) = self.whole_pages(place, what) {
+            self.columns.put_row(pages, row);
             return self.stamp(&rest, what);
         }
-        let mut columns = std::mem::take(&mut self.columns);
-        let mut spare = std::mem::take(&mut self.spare);
-        self.cut(place, |column, at, k, offset| {
+        let Self { columns, spare, .. } = self;
+        Self::cut(self.page, place, |column, at, k, offset| {
             let pos = what.at.wrapping_add(k.wrapping_mul(what.per_piece)).wrapping_add(offset);
             let (seed, per_buffer, per_piece) = (what.seed, what.per_buffer, what.per_piece);
-            put(&mut columns[column], Cell { at, seed, pos, per_buffer, per_piece }.simple(), &mut spare);
+            let cell = Cell { at, seed, pos, per_buffer, per_piece }.simple();
+            columns.edit(column, |column| put(column, cell, spare));
         });
-        (self.columns, self.spare) = (columns, spare);
     }
 
     /// Whether `place` holds just this.
@@ -133,27 +111,20 @@ impl Phantom {
         if place.buffers.is_empty() || place.len == 0 {
             return true;
         }
-        if let Some((pages, cell, rest, what)) = self.whole_pages(place, what) {
-            let page = self.page;
-            let mut pos = cell.pos;
-            let all = self.columns[pages].iter().all(|column| {
-                let same = matches!(column, Column::One(one) if *one == Cell { pos, ..cell });
-                pos = pos.wrapping_add(page);
-                same
-            });
-            if all {
-                return self.holds(&rest, what);
-            }
+        if let Some((pages, row, rest, what)) = self.whole_pages(place, what)
+            && self.columns.are_row(pages, &row)
+        {
+            return self.holds(&rest, what);
         }
         let mut all = true;
-        self.cut(place, |column, at, k, offset| {
+        Self::cut(self.page, place, |column, at, k, offset| {
             if !all {
                 return;
             }
             let pos = what.at.wrapping_add(k.wrapping_mul(what.per_piece)).wrapping_add(offset);
             let want =
                 Cell { at, seed: what.seed, pos, per_buffer: what.per_buffer, per_piece: what.per_piece };
-            all = covered(self.columns[column].cells(), &want);
+            all = self.columns.see(column, |cells| covered(cells, &want));
         });
         all
     }
@@ -163,25 +134,22 @@ impl Phantom {
         if place.buffers.is_empty() || place.len == 0 {
             return;
         }
-        let mut columns = std::mem::take(&mut self.columns);
-        let mut spare = std::mem::take(&mut self.spare);
-        self.cut(place, |column, at, _, _| clear(&mut columns[column], &at, &mut spare));
-        (self.columns, self.spare) = (columns, spare);
+        let Self { columns, spare, .. } = self;
+        Self::cut(self.page, place, |at, hole, _, _| columns.edit(at, |column| clear(column, &hole, spare)));
     }
 
     /// Calls `each(offset in the buffer, bytes, seed, position)` for every known byte range of one piece of one buffer.
     pub(crate) fn known(&self, buffer: u32, at: u64, len: u64, mut each: impl FnMut(u64, u64, u64, u64)) {
-        self.cut(&Extent::piece(buffer, at, len), |column, rect, _, _| {
+        Self::cut(self.page, &Extent::piece(buffer, at, len), |column, rect, _, _| {
             let base = column as u64 * self.page;
-            for cell in self.columns[column].cells() {
-                cell.meet(&rect, |hit| {
-                    for j in 0..hit.cell.at.count {
-                        let pos = hit.cell.pos.wrapping_add(j.wrapping_mul(hit.cell.per_piece));
-                        let lo = hit.cell.at.lo + j * hit.cell.at.step;
-                        each(base + lo, hit.cell.at.len, hit.cell.seed, pos);
-                    }
-                });
-            }
+            let mut tell = |hit: Hit| {
+                for j in 0..hit.cell.at.count {
+                    let pos = hit.cell.pos.wrapping_add(j.wrapping_mul(hit.cell.per_piece));
+                    let lo = hit.cell.at.lo + j * hit.cell.at.step;
+                    each(base + lo, hit.cell.at.len, hit.cell.seed, pos);
+                }
+            };
+            self.columns.see(column, |cells| cells.iter().for_each(|cell| cell.meet(&rect, &mut tell)));
         });
     }
 
@@ -199,27 +167,39 @@ impl Phantom {
             if count > 1 && from.step == len && to.step == len { (len * count, 1) } else { (len, count) };
         let (sp, dp) = (source.page, self.page);
         let rect = |b0: u32, lo, len, count, step| Rect { b0, b1: b0 + buffers, lo, len, count, step };
-        // A row of whole pages of which the source knows one thing each, and which leaves nothing of the target's.
+        // Whole pages of all buffers go row by row.
         let all = from.buffer == 0 && to.buffer == 0 && buffers == self.buffers && buffers == source.buffers;
-        let aligned = from.at.is_multiple_of(sp) && to.at.is_multiple_of(dp);
-        if all && count == 1 && sp == dp && aligned && len >= sp {
+        let aligned = || from.at.is_multiple_of(sp) && to.at.is_multiple_of(dp);
+        if all && count == 1 && sp == dp && len >= sp && aligned() {
             let (s, d, n) = ((from.at / sp) as usize, (to.at / dp) as usize, (len / sp) as usize);
-            let whole = Rect { b0: 0, b1: buffers, lo: 0, len: sp, count: 1, step: sp };
-            let simple = |column: &Column| matches!(column, Column::One(cell) if cell.at == whole);
-            if source.columns[s..s + n].iter().all(simple) {
-                for (new, old) in self.columns[d..d + n].iter_mut().zip(&source.columns[s..s + n]) {
-                    new.clone_from(old);
+            let whole = self.columns.whole();
+            let Self { columns, spare, .. } = self;
+            let mut i = 0;
+            while i < n {
+                let (run, row) = source.columns.run(s + i..s + n, d + i);
+                match row {
+                    Some(row) => columns.put_row(d + i..d + i + run, row),
+                    None => (i..i + run).for_each(|i| {
+                        source.columns.see(s + i, |cells| {
+                            columns.edit(d + i, |to| transfer(cells, &whole, to, &whole, dp, spare));
+                        });
+                    }),
                 }
-                let done = len / sp * sp;
-                let from = Pieces { at: from.at + done, ..from };
-                let to = Pieces { at: to.at + done, ..to };
-                if done < len {
-                    self.copy_from(source, from, to, buffers, len - done, 1);
-                }
-                return;
+                i += run;
             }
+            let done = n as u64 * sp;
+            if done < len {
+                let (from, to) = (Pieces { at: from.at + done, ..from }, Pieces { at: to.at + done, ..to });
+                self.copy_from(source, from, to, buffers, len - done, 1);
+            }
+            return;
         }
-        let mut spare = std::mem::take(&mut self.spare);
+        let Self { columns, spare, .. } = self;
+        let mut copy = |s: usize, old: Rect, d: usize, new: Rect| {
+            source.columns.see(s, |cells| {
+                columns.edit(d, |column| transfer(cells, &old, column, &new, dp, spare));
+            });
+        };
         let mut k = 0;
         while k < count {
             let (s, d) = (from.at + k * from.step, to.at + k * to.step);
@@ -234,7 +214,7 @@ impl Phantom {
                 };
                 let (a, b) = if n == 1 { (len, len) } else { (from.step, to.step) };
                 let (old, new) = (rect(from.buffer, sl, len, n, a), rect(to.buffer, dl, len, n, b));
-                transfer(&source.columns[sc], &old, &mut self.columns[dc], &new, dp, &mut spare);
+                copy(sc, old, dc, new);
                 k += n;
                 continue;
             }
@@ -242,7 +222,7 @@ impl Phantom {
             while done < len {
                 let n = (sp - sl).min(dp - dl).min(len - done);
                 let (old, new) = (rect(from.buffer, sl, n, 1, n), rect(to.buffer, dl, n, 1, n));
-                transfer(&source.columns[sc], &old, &mut self.columns[dc], &new, dp, &mut spare);
+                copy(sc, old, dc, new);
                 done += n;
                 (sl, dl) = (sl + n, dl + n);
                 if sl == sp {
@@ -254,7 +234,6 @@ impl Phantom {
             }
             k += 1;
         }
-        self.spare = spare;
     }
 }
 
@@ -370,8 +349,8 @@ fn add(column: &mut Column, mut cell: Cell) {
 
 /// Makes `new` of one column say what `old` of another one says.
 #[inline]
-fn transfer(from: &Column, old: &Rect, to: &mut Column, new: &Rect, page: u64, spare: &mut Vec<Cell>) {
-    if let Column::One(cell) = from
+fn transfer(from: &[Cell], old: &Rect, to: &mut Column, new: &Rect, page: u64, spare: &mut Vec<Cell>) {
+    if let [cell] = from
         && new.len == page
         && cell.at.dense()
         && (cell.at.lo, cell.at.end()) == (old.lo, old.end())
@@ -384,7 +363,7 @@ fn transfer(from: &Column, old: &Rect, to: &mut Column, new: &Rect, page: u64, s
         return;
     }
     clear(to, new, spare);
-    for cell in from.cells() {
+    for cell in from {
         cell.meet(old, |hit| {
             let mut cell = hit.cell;
             let step = if hit.within { cell.at.step } else { new.step };

@@ -1,0 +1,144 @@
+//! Red zones: what nobody may write to.
+//!
+//! Every page of a decode instance that no room has published holds a mark of its own. A page loses it when its room publishes it, and
+//! gets it back when the room is released. So a write that lands where it must not is found, whoever sent it and however late: in
+//! pages that were never given out, in pages that are free again, and (by the content checks of the node) in pages of another room.
+
+use crate::world::{AnyNode, World};
+use engine::fabric::{Content, Extent, Fabric as _, Grid};
+use engine::id::{BufId, NodeId};
+use engine::registry::{PageList, PageRun, RoomKey};
+use engine::transfer::InstanceMemory;
+use std::collections::BTreeMap;
+
+/// Content of a page that nobody owns.
+const MARK: u64 = 0x7265_645f_7a6f_6e65;
+
+struct Group {
+    pools: Vec<(BufId, Grid)>,
+    free: Vec<bool>,
+}
+
+/// The zones of all decode instances.
+#[derive(Default)]
+pub(super) struct Zones {
+    groups: BTreeMap<(NodeId, u16), Group>,
+    owned: BTreeMap<(NodeId, RoomKey), (u16, Vec<PageRun>)>,
+    broken: Vec<String>,
+}
+
+fn memory(node: &AnyNode) -> Option<&InstanceMemory> {
+    match node {
+        AnyNode::Decode(node) => node.memory(),
+        AnyNode::Prefill(node) => node.memory(),
+        AnyNode::Registry(_) | AnyNode::Router(_) => None,
+    }
+}
+
+fn has_room(world: &World, node: NodeId, key: &RoomKey) -> bool {
+    match world.node(node) {
+        AnyNode::Decode(node) => node.has_room(key),
+        _ => false,
+    }
+}
+
+fn place(grid: &Grid, page: u32) -> (Extent, Content) {
+    let at = u64::from(page) * grid.page;
+    let extent = Extent { buffers: 0..grid.buffers, at, len: grid.page, count: 1, step: grid.page };
+    (extent, Content { seed: MARK, at, per_buffer: 1 << 40, per_piece: 0 })
+}
+
+impl Zones {
+    /// Marks every page of a decode instance.
+    pub(super) fn add(&mut self, world: &mut World, node: NodeId) {
+        let Some(memory) = memory(world.node(node)) else { return };
+        let parallel = memory.layout().parallel();
+        let attn = parallel.tp / parallel.dp;
+        let pages = memory.pages();
+        let mut groups = Vec::new();
+        for group in 0..parallel.dp {
+            let ranks = (0..parallel.pp)
+                .flat_map(|stage| (0..attn).map(move |rank| stage * parallel.tp + group * attn + rank));
+            let pools = ranks
+                .filter_map(|rank| memory.ranks.get(rank as usize))
+                .flat_map(|rank| rank.pools.iter().map(|pool| (pool.buf, pool.grid)))
+                .collect();
+            groups.push((group as u16, Group { pools, free: vec![true; pages as usize] }));
+        }
+        for (group, zone) in groups {
+            self.groups.insert((node, group), zone);
+            let all = PageRun { first: engine::id::Page(0), count: pages };
+            self.mark(world, (node, group), &[all]);
+        }
+    }
+
+    fn mark(&mut self, world: &mut World, at: (NodeId, u16), runs: &[PageRun]) {
+        let Some(group) = self.groups.get_mut(&at) else { return };
+        let fabric = world.fabrics_mut().host(at.0.index());
+        for page in runs.iter().flat_map(|run| run.first.0..run.first.0 + run.count) {
+            for (buf, grid) in &group.pools {
+                let (extent, content) = place(grid, page);
+                if fabric.stamp(*buf, &extent, content).is_err() {
+                    // The instance has closed: nothing is left to be written to.
+                    return;
+                }
+            }
+            group.free[page as usize] = true;
+        }
+    }
+
+    fn look(&mut self, world: &World, at: (NodeId, u16), pages: impl Iterator<Item = u32>) {
+        let Some(group) = self.groups.get(&at) else { return };
+        let fabric = world.fabrics().host_ref(at.0.index());
+        for page in pages {
+            if !group.free.get(page as usize).copied().unwrap_or(false) {
+                continue;
+            }
+            for (rank, (buf, grid)) in group.pools.iter().enumerate() {
+                let (extent, content) = place(grid, page);
+                if fabric.holds(*buf, &extent, content) == Ok(false) {
+                    self.broken.push(format!(
+                        "page {page} of node {} group {} (pool {rank}) was written to while no room owned it, before {:?}",
+                        at.0.0, at.1, world.now()
+                    ));
+                    break;
+                }
+            }
+        }
+    }
+
+    /// After every event: rooms that were released, then rooms that were published.
+    pub(super) fn after(&mut self, world: &mut World, published: Vec<(NodeId, PageList)>) {
+        let gone: Vec<(NodeId, RoomKey)> =
+            self.owned.keys().filter(|(node, key)| !has_room(world, *node, key)).copied().collect();
+        for (node, key) in gone {
+            if let Some((group, runs)) = self.owned.remove(&(node, key)) {
+                self.mark(world, (node, group), &runs);
+            }
+        }
+        for (node, list) in published {
+            if self.owned.contains_key(&(node, list.key)) && list.offset == 0
+                || !has_room(world, node, &list.key)
+            {
+                continue;
+            }
+            let pages = || list.pages.iter().flat_map(|run| run.first.0..run.first.0 + run.count);
+            self.look(world, (node, list.group), pages());
+            if let Some(group) = self.groups.get_mut(&(node, list.group)) {
+                pages().for_each(|page| group.free[page as usize] = false);
+            }
+            let (_, runs) = self.owned.entry((node, list.key)).or_insert((list.group, Vec::new()));
+            runs.extend(&list.pages);
+        }
+    }
+
+    /// What was written to and must not be, up to now.
+    pub(super) fn check(&mut self, world: &World) -> Vec<String> {
+        let all: Vec<((NodeId, u16), u32)> =
+            self.groups.iter().map(|(at, group)| (*at, group.free.len() as u32)).collect();
+        for (at, pages) in all {
+            self.look(world, at, 0..pages);
+        }
+        self.broken.clone()
+    }
+}

@@ -1,0 +1,324 @@
+//! Random scenarios.
+
+use engine::id::{NodeId, PortId};
+use engine::node::Request;
+use engine::policy::{Granularity, OrderPolicy, RailPolicy, RoutingPolicy, Window};
+use engine::time::Span;
+use models::{Attention, DType, IndexK, Model};
+use proptest::prelude::*;
+use sim::kit::{Build, Kit, Side};
+use sim::world::Fault;
+
+/// Default number of cases; `PROPTEST_CASES` overrides it.
+pub(crate) fn cases(n: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(n);
+    ProptestConfig { cases, max_shrink_iters: 300, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// One side.
+#[derive(Clone, Debug)]
+pub(crate) struct SideCase {
+    pub instances: u32,
+    pub tp: u32,
+    pub pp: u32,
+    pub dp: u32,
+    pub page: u32,
+    pub head_major: bool,
+    pub scatter: bool,
+    pub ports: u32,
+    /// Tokens that its pools hold beyond the largest request.
+    pub spare: u32,
+    pub batch: u32,
+}
+
+/// A fault, at so many microseconds after the first request, `at` taken modulo what there is.
+#[derive(Clone, Debug)]
+pub(crate) enum FaultCase {
+    QueuePair { us: u64, node: usize, index: usize },
+    Link { us: u64, node: usize, port: u32, ms: u64 },
+    Pause { us: u64, node: usize, ms: u64 },
+}
+
+/// A request after so many microseconds.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestCase {
+    pub after_us: u64,
+    pub prompt: u32,
+    pub output: u32,
+    /// Prefix blocks: which conversation, if any.
+    pub shares: Option<u64>,
+}
+
+/// A scenario as numbers, so that it shrinks and prints.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub seed: u64,
+    pub model: u32,
+    pub fp8: bool,
+    pub bytes: bool,
+    pub prefill: SideCase,
+    pub decode: SideCase,
+    pub on_demand: bool,
+    pub prefix_cache: bool,
+    pub rails: u16,
+    pub striped: bool,
+    pub granularity: u32,
+    pub shortest: bool,
+    pub least_loaded: bool,
+    pub window: (u64, u64, u32),
+    pub send_depth: u32,
+    pub max_sge: u16,
+    pub slots: u32,
+    pub parts_per_rail: u16,
+    pub mbps: u64,
+    /// Loss, duplication, reordering in thousandths; jitter in microseconds.
+    pub control: (u32, u32, u32, u64),
+    pub requests: Vec<RequestCase>,
+    pub faults: Vec<FaultCase>,
+}
+
+fn model(kind: u32) -> Model {
+    let mla = Attention::Mla { kv_lora_rank: 6, qk_rope_head_dim: 2 };
+    let (layers, attention, index_k) = match kind {
+        0 => (4, Attention::Gqa { kv_heads: 8, head_dim: 4 }, None),
+        1 => (3, Attention::Gqa { kv_heads: 2, head_dim: 2 }, None),
+        2 => (3, mla, None),
+        _ => (4, mla, Some(IndexK { head_dim: 128 })),
+    };
+    Model { name: "random".to_owned(), layers, q_heads: 48, attention, context_len: 1 << 20, index_k }
+}
+
+impl Case {
+    fn longest(&self) -> u32 {
+        self.requests.iter().map(|r| r.prompt + r.output).max().unwrap_or(1)
+    }
+
+    fn side(&self, case: &SideCase, side: Side) -> Side {
+        let tokens = self.longest() + case.spare;
+        let mut side = side
+            .instances(case.instances)
+            .tp(case.tp)
+            .pp(case.pp)
+            .dp(case.dp)
+            .page(case.page)
+            .pages(tokens.div_ceil(case.page) + 1)
+            .ports(case.ports)
+            .batch(case.batch);
+        if case.head_major {
+            side = side.head_major();
+        }
+        if case.scatter {
+            side = side.scatter();
+        }
+        side
+    }
+
+    pub(crate) fn build(&self) -> Build {
+        let mut build = Kit::pair()
+            .seed(self.seed)
+            .model_of(model(self.model))
+            .dtype(if self.fp8 { DType::Fp8 } else { DType::Bf16 })
+            .network(self.mbps as f64 / 1e3, Span::us(1))
+            .prefill(|side| self.side(&self.prefill, side))
+            .decode(|side| self.side(&self.decode, side))
+            .router(|r| {
+                r.routing =
+                    if self.least_loaded { RoutingPolicy::LeastLoaded } else { RoutingPolicy::RoundRobin };
+            })
+            .control(|c| {
+                let (loss, duplicate, reorder, jitter) = self.control;
+                c.loss = f64::from(loss) / 1e3;
+                c.duplicate = f64::from(duplicate) / 1e3;
+                c.reorder = f64::from(reorder) / 1e3;
+                c.jitter = Span::us(jitter);
+            })
+            .transfer(|t| {
+                t.rails = self.rails;
+                t.rail_policy = if self.striped { RailPolicy::Striped } else { RailPolicy::Pinned };
+                t.granularity = match self.granularity {
+                    0 => Granularity::Request,
+                    1 => Granularity::Chunk,
+                    n => Granularity::LayerWise { layers: n - 1 },
+                };
+                t.order = if self.shortest { OrderPolicy::ShortestRemaining } else { OrderPolicy::Fifo };
+                let (bytes, requests, signal_every) = self.window;
+                t.window = Window { bytes, requests, signal_every };
+                t.send_depth = self.send_depth;
+                t.max_sge = self.max_sge;
+                t.slots = self.slots;
+                t.parts_per_rail = self.parts_per_rail;
+            });
+        if self.on_demand {
+            build = build.decode(Side::on_demand);
+        }
+        if self.prefix_cache {
+            build = build.prefill(Side::prefix_cache);
+        }
+        if self.bytes { build.bytes() } else { build.phantom() }
+    }
+
+    fn node(&self, t: &Kit, node: usize) -> (NodeId, u32) {
+        let (p, d) = (self.prefill.instances as usize, self.decode.instances as usize);
+        let node = node % (p + d);
+        if node < p { (t.prefill(node), self.prefill.ports) } else { (t.decode(node - p), self.decode.ports) }
+    }
+
+    /// Makes the world and lets everything happen that the case names, up to the last arrival.
+    pub(crate) fn play(&self) -> Kit {
+        if std::env::var_os("KVRAIL_SHOW").is_some() {
+            eprintln!("{self:?}");
+        }
+        let mut t = self.build().build();
+        for fault in &self.faults {
+            match *fault {
+                FaultCase::QueuePair { us, node, index } => {
+                    let (node, _) = self.node(&t, node);
+                    t.fault_in(Span::us(us), Fault::QueuePairError { host: node.index(), index });
+                }
+                FaultCase::Link { us, node, port, ms } => {
+                    let (node, ports) = self.node(&t, node);
+                    let (host, port) = (node.index(), PortId(port % ports));
+                    t.fault_in(Span::us(us), Fault::LinkDown { host, port });
+                    t.fault_in(Span::us(us) + Span::ms(ms), Fault::LinkUp { host, port });
+                }
+                FaultCase::Pause { us, node, ms } => {
+                    let (node, _) = self.node(&t, node);
+                    t.fault_in(Span::us(us), Fault::Pause { node });
+                    t.fault_in(Span::us(us) + Span::ms(ms), Fault::Resume { node });
+                }
+            }
+        }
+        for request in &self.requests {
+            t.run_for(Span::us(request.after_us));
+            let blocks = match request.shares {
+                Some(who) => (0..request.prompt / 512).map(|i| who * 100 + u64::from(i)).collect(),
+                None => Vec::new(),
+            };
+            let (prompt, output) = (request.prompt, request.output);
+            t.request_with(Request { prompt, output, blocks, ..Request::default() });
+        }
+        t
+    }
+
+    /// For people, when a case hangs.
+    pub(crate) fn state(&self, t: &Kit) -> String {
+        let nodes = (0..t.world().nodes()).map(|n| format!("\nnode {n}: {:?}", t.held(NodeId(n as u32))));
+        let open = (0..t.requests().len() as u64).filter(|r| t.ending(engine::id::RequestId(*r)).is_none());
+        let open = open.map(|r| {
+            let steps: Vec<_> = t.steps(engine::id::RequestId(r)).map(|s| (s.at, s.record.step)).collect();
+            format!("\nrequest {r}: {steps:?}")
+        });
+        nodes.chain(open).collect()
+    }
+}
+
+prop_compose! {
+    fn side(model: u32)(
+        instances in 1u32..3,
+        tp in prop::sample::select(if model == 0 { vec![1u32, 2, 4, 8, 16] } else { vec![1u32, 2, 3, 4, 8] }),
+        pp in 1u32..4,
+        dp in prop::sample::select(vec![1u32, 1, 1, 2, 4]),
+        page in prop::sample::select(vec![1u32, 3, 8, 16, 32, 64]),
+        head_major: bool,
+        scatter: bool,
+        ports in 1u32..4,
+        spare in prop::sample::select(vec![0u32, 40, 2000]),
+        batch in prop::sample::select(vec![4u32, 64, 1000]),
+    ) -> SideCase {
+        // GQA: attention TP and KV heads divide one another.
+        let tp = if model < 2 && tp == 3 { 2 } else { tp };
+        let dp = if tp % dp == 0 { dp } else { 1 };
+        // Ranks make a case slow and nothing else.
+        let pp = if tp * pp > 16 { 1 } else { pp };
+        SideCase { instances, tp, pp, dp, page, head_major, scatter, ports, spare, batch }
+    }
+}
+
+prop_compose! {
+    fn request()(
+        after_us in prop_oneof![Just(0u64), 0u64..200, 0u64..5000],
+        prompt in prop_oneof![4 => 1u32..200, 1 => 200u32..1300],
+        output in prop_oneof![Just(1u32), 1u32..6, 1u32..60],
+        shares in prop::option::of(0u64..3),
+    ) -> RequestCase {
+        RequestCase { after_us, prompt, output, shares }
+    }
+}
+
+prop_compose! {
+    fn policies()(
+        rails in 1u16..4,
+        striped: bool,
+        granularity in 0u32..5,
+        shortest: bool,
+        least_loaded: bool,
+        window in (
+            prop::sample::select(vec![1u64, 3000, 64 << 20]),
+            prop::sample::select(vec![1u64, 7, 8192]),
+            prop::sample::select(vec![0u32, 1, 5]),
+        ),
+        send_depth in prop::sample::select(vec![4u32, 37, 1024]),
+        max_sge in prop::sample::select(vec![1u16, 2, 16]),
+        slots in prop::sample::select(vec![1u32, 3, 16]),
+        parts_per_rail in prop::sample::select(vec![1u16, 2, 5, 16]),
+        on_demand: bool,
+        prefix_cache: bool,
+    ) -> Case {
+        let side = SideCase {
+            instances: 1, tp: 1, pp: 1, dp: 1, page: 16, head_major: false, scatter: false, ports: 1, spare: 0, batch: 64,
+        };
+        Case {
+            seed: 0, model: 0, fp8: false, bytes: false, prefill: side.clone(), decode: side, on_demand, prefix_cache,
+            rails, striped, granularity, shortest, least_loaded, window, send_depth, max_sge, slots, parts_per_rail,
+            mbps: 100_000, control: (0, 0, 0, 0), requests: Vec::new(), faults: Vec::new(),
+        }
+    }
+}
+
+/// No faults; the control channel may have jitter.
+pub(crate) fn fault_free() -> impl Strategy<Value = Case> {
+    (0u32..4).prop_flat_map(|model| {
+        (
+            (Just(model), any::<u64>(), any::<bool>(), prop::bool::weighted(0.3)),
+            (side(model), side(model)),
+            policies(),
+            prop::collection::vec(request(), 1..8),
+            prop::sample::select(vec![50u64, 1000, 100_000]),
+            prop::sample::select(vec![0u64, 5, 300]),
+        )
+            .prop_map(
+                |((model, seed, fp8, bytes), (prefill, decode), policies, requests, mbps, jitter)| {
+                    let prefill = SideCase { batch: prefill.batch.max(32), ..prefill };
+                    Case {
+                        model,
+                        seed,
+                        fp8,
+                        bytes,
+                        prefill,
+                        decode,
+                        requests,
+                        mbps,
+                        control: (0, 0, 0, jitter),
+                        ..policies
+                    }
+                },
+            )
+    })
+}
+
+/// With faults.
+pub(crate) fn faulty() -> impl Strategy<Value = Case> {
+    let us = || prop_oneof![0u64..3000, 0u64..60_000];
+    let fault = prop_oneof![
+        4 => (us(), 0usize..4, 0usize..64).prop_map(|(us, node, index)| FaultCase::QueuePair { us, node, index }),
+        2 => (us(), 0usize..4, 0u32..4, prop_oneof![0u64..20, 0u64..3000])
+            .prop_map(|(us, node, port, ms)| FaultCase::Link { us, node, port, ms }),
+        1 => (us(), 0usize..4, prop_oneof![0u64..100, 0u64..12_000])
+            .prop_map(|(us, node, ms)| FaultCase::Pause { us, node, ms }),
+    ];
+    let control = prop_oneof![Just((0u32, 0u32, 0u32)), (0u32..200, 0u32..200, 0u32..200)];
+    (fault_free(), prop::collection::vec(fault, 0..6), control).prop_map(|(case, faults, control)| {
+        let jitter = case.control.3;
+        Case { faults, control: (control.0, control.1, control.2, jitter), ..case }
+    })
+}

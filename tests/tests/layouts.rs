@@ -1,0 +1,83 @@
+//! Named pairs of layouts, byte by byte: everything arrives where the decode layout says, nothing else changes, and no byte more moves
+//! than the two layouts need.
+
+use models::{DType, presets};
+use sim::kit::{Build, Kit};
+
+/// Prompts that end within a page, at its end, and span many.
+fn moves(build: Build) {
+    let mut t = build.bytes().build();
+    for (prompt, output) in [(1, 1), (16, 3), (64, 2), (300, 20), (131, 70)] {
+        t.request(prompt, output);
+    }
+    assert!(t.run(), "not quiet within the bound");
+    t.assert_fault_free();
+}
+
+fn gqa() -> Build {
+    Kit::pair().model("tiny-gqa")
+}
+
+fn mla_index_k() -> Build {
+    // The tiny preset with the index keys of DeepSeek-V3.2.
+    let mut model = presets::lookup("tiny-mla").unwrap();
+    model.index_k = Some(models::IndexK { head_dim: 128 });
+    Kit::pair().model_of(model)
+}
+
+#[test]
+fn gqa_tp4_to_tp8() {
+    moves(gqa().prefill(|i| i.tp(4)).decode(|i| i.tp(8)));
+}
+
+#[test]
+fn gqa_tp8_to_tp4() {
+    moves(gqa().prefill(|i| i.tp(8)).decode(|i| i.tp(4)));
+}
+
+#[test]
+fn gqa_replicated_on_tp16_to_tp2() {
+    moves(gqa().prefill(|i| i.tp(16)).decode(|i| i.tp(2)));
+}
+
+#[test]
+fn gqa_tp2_to_replicated_on_tp16() {
+    moves(gqa().prefill(|i| i.tp(2)).decode(|i| i.tp(16)));
+}
+
+#[test]
+fn pp2_to_pp1() {
+    moves(gqa().prefill(|i| i.tp(2).pp(2)).decode(|i| i.tp(2)));
+}
+
+#[test]
+fn page_16_to_64() {
+    moves(gqa().prefill(|i| i.page(16)).decode(|i| i.page(64)));
+}
+
+#[test]
+fn page_64_to_1_scattered() {
+    moves(gqa().prefill(|i| i.page(64)).decode(|i| i.page(1).pages(1024).scatter()));
+}
+
+#[test]
+fn token_major_to_head_major() {
+    moves(gqa().prefill(|i| i.tp(2)).decode(|i| i.tp(4).head_major()));
+}
+
+#[test]
+fn mla_tp8_to_tp16_with_index_keys() {
+    moves(mla_index_k().prefill(|i| i.tp(8)).decode(|i| i.tp(16)));
+}
+
+#[test]
+fn mla_fp8_to_larger_pages() {
+    moves(Kit::pair().model("tiny-mla").dtype(DType::Fp8Packed).decode(|i| i.page(64)));
+}
+
+#[test]
+fn data_parallel_attention() {
+    moves(gqa().prefill(|i| i.tp(4)).decode(|i| i.tp(8).dp(4)));
+    moves(gqa().prefill(|i| i.tp(4).dp(2)).decode(|i| i.tp(4).pp(2)));
+    moves(mla_index_k().prefill(|i| i.tp(4).dp(4)).decode(|i| i.tp(8).dp(2)));
+}
