@@ -182,7 +182,8 @@ fn requests_arrive_when_every_instance_is_there() {
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_is_status_130() {
-    let out = scratch("interrupted").display().to_string();
+    let folder = scratch("interrupted");
+    let out = folder.display().to_string();
     let args =
         ["run", "speed.yaml", "--quiet", "--set", "workload.synthetic.requests=10000000", "--out", &out];
     let mut child = Command::new(env!("CARGO_BIN_EXE_kvrail"))
@@ -190,8 +191,15 @@ fn an_interrupted_run_is_status_130() {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .spawn()
         .expect("the command starts");
-    // Long enough to be in the run, where Ctrl-C is caught; before, the signal itself would end the process.
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    // Into the run, where Ctrl-C is caught; before, the signal itself would end the process.
+    let tick = std::time::Duration::from_millis(100);
+    for _ in 0..600 {
+        if folder.join("experiment.yaml").exists() {
+            break;
+        }
+        std::thread::sleep(tick);
+    }
+    std::thread::sleep(tick * 10);
     let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
     assert!(sent.success());
     assert_eq!(child.wait().expect("it ends").code(), Some(130));

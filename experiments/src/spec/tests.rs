@@ -117,7 +117,8 @@ fn errors_name_line_key_value_and_what_is_right() {
             &["x.yaml:25: workload.synthetic.prefix.share", "1.5", "0 to 1"],
         ),
         (changed("[1, 2, 3]", "[]"), &["x.yaml:24: workload.synthetic.output.empirical", "at least one"]),
-        (changed("host: 1", "host: 9"), &["x.yaml:29: faults.0.link-down.host", "9", "0 to 3"]),
+        (changed("host: 1", "host: 9"), &["x.yaml:29: faults.0.link-down.host", "9", "0 to 2"]),
+        (changed("port: 0", "port: 8"), &["x.yaml:29: faults.0.link-down.port", "8", "0 to 7"]),
         (
             changed("prefill: 0}", "prefill: 2}"),
             &["x.yaml:31: faults.1.queue-pair-error.prefill", "2", "0 to 1"],

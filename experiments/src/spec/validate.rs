@@ -244,8 +244,9 @@ impl Spec {
                     }
                 }
                 (None, Some(down)) => {
+                    let side = if down.host < prefill.instances { prefill } else { &self.cluster.decode };
                     for (key, value, count) in
-                        [("host", down.host, hosts), ("port", down.port, self.cluster.nics_per_host)]
+                        [("host", down.host, hosts), ("port", down.port, self.ports(side))]
                     {
                         if value >= count {
                             return wrong(
@@ -259,6 +260,20 @@ impl Spec {
             }
         }
         Ok(())
+    }
+
+    /// NIC ports of an instance: its share of a host's, or all of them where rails use the neighbours'.
+    #[must_use]
+    pub fn ports(&self, side: &SideSpec) -> u32 {
+        let ranks = side.parallel().world();
+        let (gpus, nics) = (self.cluster.gpus_per_host, self.cluster.nics_per_host);
+        match self.policy.rails {
+            Rails::Striped => ranks.div_ceil(gpus).max(1).saturating_mul(nics),
+            Rails::Pinned => {
+                let share = (u64::from(ranks) * u64::from(nics)).div_ceil(u64::from(gpus).max(1));
+                u32::try_from(share).unwrap_or(u32::MAX).max(1)
+            }
+        }
     }
 
     /// Hosts of the cluster: each instance has its own.
