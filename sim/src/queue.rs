@@ -8,11 +8,17 @@ const ARITY: usize = 4;
 /// Bits of a key below the time: 40 of sequence, 24 of slot. Enough for 10^12 events, 16 million of them pending.
 const SLOT_BITS: u32 = 24;
 
+/// Most keys in front of the heap: few enough to move.
+const FRONT: usize = 16;
+
 /// A priority queue of events ordered by (time, sequence of insertion): ties come out as they went in.
 ///
 /// The heap holds only keys, each one number: time, sequence, slot. Events lie in a slab and never move, so their size does not
-/// matter.
+/// matter. What comes before everything in the heap lies in front of it, in a short row: one thing leads to another far sooner than
+/// the next thing happens by itself, so most events never see the heap.
 pub struct EventQueue<E> {
+    /// Keys before all of the heap, the next one last.
+    front: Vec<u128>,
     heap: Vec<u128>,
     slab: Vec<Option<E>>,
     free: Vec<u32>,
@@ -21,7 +27,13 @@ pub struct EventQueue<E> {
 
 impl<E> Default for EventQueue<E> {
     fn default() -> Self {
-        Self { heap: Vec::new(), slab: Vec::new(), free: Vec::new(), sequence: 0 }
+        Self {
+            front: Vec::with_capacity(FRONT + 1),
+            heap: Vec::new(),
+            slab: Vec::new(),
+            free: Vec::new(),
+            sequence: 0,
+        }
     }
 }
 
@@ -37,12 +49,12 @@ impl<E> EventQueue<E> {
 
     /// Events in it.
     pub fn len(&self) -> usize {
-        self.heap.len()
+        self.front.len() + self.heap.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.heap.is_empty()
+        self.front.is_empty() && self.heap.is_empty()
     }
 
     /// Events ever put in.
@@ -52,7 +64,7 @@ impl<E> EventQueue<E> {
 
     /// When the next event happens.
     pub fn peek_time(&self) -> Option<Time> {
-        self.heap.first().map(|key| time(*key))
+        self.front.last().or(self.heap.first()).map(|key| time(*key))
     }
 
     /// Puts an event in.
@@ -73,21 +85,52 @@ impl<E> EventQueue<E> {
         };
         let key = u128::from(at.0) << 64 | u128::from(self.sequence << SLOT_BITS | u64::from(slot));
         self.sequence += 1;
+        if self.heap.first().is_some_and(|first| *first < key) {
+            self.push_back(key);
+        } else {
+            self.push_front(key);
+        }
+    }
+
+    fn push_back(&mut self, key: u128) {
         let hole = self.heap.len();
         self.heap.push(key);
         rise(&mut self.heap, hole, key);
     }
 
-    /// Takes the next event out.
-    pub fn pop(&mut self) -> Option<(Time, E)> {
+    fn push_front(&mut self, key: u128) {
+        let mut hole = self.front.len();
+        self.front.push(key);
+        while let Some(before) = hole.checked_sub(1)
+            && self.front[before] < key
+        {
+            self.front[hole] = self.front[before];
+            hole = before;
+        }
+        self.front[hole] = key;
+        if self.front.len() > FRONT {
+            let last = self.front.remove(0);
+            self.push_back(last);
+        }
+    }
+
+    fn pop_key(&mut self) -> Option<u128> {
+        if let Some(key) = self.front.pop() {
+            return Some(key);
+        }
         let last = self.heap.pop()?;
-        let first = match self.heap.first() {
+        match self.heap.first() {
             Some(&first) => {
                 sink(&mut self.heap, last);
-                first
+                Some(first)
             }
-            None => last,
-        };
+            None => Some(last),
+        }
+    }
+
+    /// Takes the next event out.
+    pub fn pop(&mut self) -> Option<(Time, E)> {
+        let first = self.pop_key()?;
         let slot = first as u32 & ((1 << SLOT_BITS) - 1);
         self.free.push(slot);
         let event = self.slab[slot as usize].take()?;

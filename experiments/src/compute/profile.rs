@@ -111,6 +111,17 @@ struct Decode {
     context_ns: f64,
 }
 
+impl Decode {
+    /// ms of a step of so many requests with the table's context each.
+    fn step(&self, requests: f64) -> f64 {
+        let (last, _) = self.table[self.table.len() - 1];
+        interpolate(&self.table, requests) + self.request_ms * (requests - last).max(0.0)
+    }
+}
+
+/// Requests up to which decode steps are worked out when a profile is loaded.
+const STEPS: u32 = 1024;
+
 /// Times of one model on one instance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
@@ -118,6 +129,8 @@ pub struct Profile {
     source: String,
     prefill: Prefill,
     decode: Decode,
+    /// ms of a decode step with the table's context, by requests: it is asked for at every step.
+    steps: Vec<f64>,
     /// Picoseconds per ms of the tables, with the scale.
     unit: f64,
 }
@@ -186,7 +199,8 @@ impl Profile {
                 return Err(wrong(format!("{key} is {value}, expected 0 to 1000000")));
             }
         }
-        Ok(Profile { name: file.name, source: file.source, prefill, decode, unit: PS_PER_MS })
+        let steps = (0..STEPS).map(|batch| decode.step(f64::from(batch))).collect();
+        Ok(Profile { name: file.name, source: file.source, prefill, decode, steps, unit: PS_PER_MS })
     }
 
     /// The same with every time multiplied by `scale`.
@@ -250,10 +264,10 @@ impl Profile {
         }
         let (last, _) = self.decode.table[self.decode.table.len() - 1];
         let requests = f64::from(batch);
-        let mut ms = interpolate(&self.decode.table, requests);
-        if requests > last {
-            ms += self.decode.request_ms * (requests - last);
-        }
+        let mut ms = match self.steps.get(batch as usize) {
+            Some(ms) => *ms,
+            None => self.decode.step(requests),
+        };
         let per_token = self.decode.context_ns * MS_PER_NS;
         let table_context = f64::from(self.decode.context);
         ms += (context as f64 - table_context * requests) * per_token;
@@ -265,8 +279,8 @@ impl Profile {
     }
 
     fn picos(&self, ms: f64) -> u64 {
-        // The cast saturates.
-        libm::round(ms * self.unit) as u64
+        // To the nearest; the cast saturates.
+        (ms * self.unit + 0.5) as u64
     }
 }
 

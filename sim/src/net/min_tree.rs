@@ -8,6 +8,8 @@ const WIDTH: usize = 16;
 pub(super) struct MinTree {
     /// `levels[0]` are the keys, each further level the minima of 16 below it, the last is one node.
     levels: Vec<Vec<u64>>,
+    /// The least of all.
+    least: u64,
 }
 
 impl MinTree {
@@ -15,7 +17,7 @@ impl MinTree {
     pub(super) const NEVER: u64 = u64::MAX;
 
     pub(super) fn new() -> Self {
-        MinTree { levels: vec![vec![Self::NEVER; WIDTH]] }
+        MinTree { levels: vec![vec![Self::NEVER; WIDTH]], least: Self::NEVER }
     }
 
     /// Makes room for place `at`.
@@ -45,7 +47,15 @@ impl MinTree {
         let mut key = key;
         for level in 0..self.levels.len() {
             let old = std::mem::replace(&mut self.levels[level][at], key);
-            if level + 1 == self.levels.len() || old == key {
+            if old == key {
+                return;
+            }
+            if level + 1 == self.levels.len() {
+                if key < self.least {
+                    self.least = key;
+                } else if old == self.least {
+                    self.least = least(&self.levels[level]);
+                }
                 return;
             }
             let parent = at / WIDTH;
@@ -63,7 +73,7 @@ impl MinTree {
     /// The least key.
     #[inline]
     pub(super) fn min(&self) -> u64 {
-        self.levels.last().map_or(Self::NEVER, |top| least(top))
+        self.least
     }
 
     /// First place that has the least key; any place when that is [`NEVER`](Self::NEVER).

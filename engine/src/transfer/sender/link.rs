@@ -385,6 +385,9 @@ impl Sender {
             if let Some(room) = self.rooms.get(job.room as usize).and_then(Option::as_ref)
                 && !job.queued
                 && !job.parts.is_empty()
+                // The number may have another job by now. To wake one too early on this port is harmless; to put it into another
+                // port's queue is not, for nothing would ever take it out.
+                && job.port == wire.port
             {
                 job.queued = true;
                 let (tenant, arrived) = (room.spec.tenant, room.arrived);
