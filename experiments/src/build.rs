@@ -9,7 +9,6 @@ mod collect;
 
 use std::io::BufRead;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use engine::id::{NodeId, RequestId};
 use engine::node::{Held, Node as _};
@@ -17,6 +16,7 @@ use engine::registry::Role;
 use engine::time::{Span, Time};
 use sim::world::{AnyNode, World};
 
+use crate::compute::Profile;
 use crate::report::{Counters, Leaks, RunResult};
 use crate::spec::Spec;
 use crate::workload::{self, WorkloadError};
@@ -52,7 +52,7 @@ pub enum RunError {
     #[error("{0}")]
     Environment(String),
     /// The output cannot be written.
-    #[error("{}: cannot write: {source}; choose another folder with --out", path.display())]
+    #[error("{}: cannot write: {source}; choose another place with --out", path.display())]
     Write {
         /// The file or folder.
         path: PathBuf,
@@ -79,7 +79,7 @@ const STRIDE: u64 = 4096;
     reason = "the time that the run itself takes is reported, and nothing depends on it"
 )]
 pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunResult, RunError> {
-    let started = Instant::now();
+    let started = std::time::Instant::now();
     let mut requests = workload::open(&spec.workload, seed)?;
     let cluster::Cluster { mut world, router, instances } = cluster::build(spec, seed)?;
     world.start();
@@ -88,9 +88,13 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
     let mut run = Collector::new(instances, zero);
 
     let mut next = take(&mut *requests, zero)?;
+    if let (None, Some(path)) = (&next, &spec.workload.path) {
+        return Err(RunError::Input(no_requests(path)));
+    }
     let mut looked = 0;
     let mut last_end = zero;
-    let patience = Span(spec.transfer.drain_timeout.0) + SETTLE;
+    // A request that failed while a step computed it keeps its pages until the step ends.
+    let patience = Span(spec.transfer.drain_timeout.0) + SETTLE + longest_step(spec)?;
     loop {
         match &next {
             Some((at, _)) if world.next_time().is_none_or(|event| *at <= event) => {
@@ -168,6 +172,21 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
         wall_seconds: started.elapsed().as_secs_f64(),
         violations,
     })
+}
+
+/// What is wrong with a trace that holds no request.
+pub(crate) fn no_requests(path: &std::path::Path) -> String {
+    format!(
+        "{}: the trace has no requests (after workload.skip and workload.limit); expected at least one",
+        path.display()
+    )
+}
+
+/// The longest that a prefill step can take.
+fn longest_step(spec: &Spec) -> Result<Span, RunError> {
+    let context = spec.model().map_err(RunError::Input)?.context_len;
+    let profile = Profile::load(&spec.compute.profile).map_err(|error| RunError::Input(error.to_string()))?;
+    Ok(Span(profile.scaled(spec.compute.scale).prefill(spec.batch.prefill_tokens.min(context), context).0))
 }
 
 /// Runs until every instance has joined, and returns that time.

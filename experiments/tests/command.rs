@@ -68,6 +68,141 @@ fn wrong_experiments_are_bad_input() {
         &["check", "quickstart.yaml", "--set", "workload.path=Cargo.toml"],
         &["Cargo.toml:1", "not recognised"],
     );
+    refused(&["check", "quickstart.yaml", "--set", "a.b"], &["a.b", "PATH=VALUE"]);
+    refused(&["check", "quickstart.yaml", "--set", "model=lama-3.1-8b"], &["did you mean `llama-3.1-8b`?"]);
+}
+
+/// What would only be seen in a run, as requests that never start or as one that never ends.
+#[test]
+fn what_could_never_work_is_refused_before_the_run() {
+    for (set, parts) in [
+        ("cluster.nic=cx7", &["cluster.nic", "cx7", "connectx-7-400g"][..]),
+        ("compute.profile=h200", &["compute.profile", "h200", "h100-tp8-llama-70b"]),
+        ("cluster.decode.dp=3", &["cluster.decode", "dp 3", "1, 2, 4"]),
+        ("cluster.decode.pp=5", &["cluster.decode", "pp 5", "1 to 4"]),
+        ("cluster.link=0Gb/s", &["cluster.link", "400Gb/s"]),
+        (
+            "cluster.decode.memory={pages: 1}",
+            &["cluster.decode.memory", "16 tokens", "not one of the 100 requests"],
+        ),
+        ("policy.rails=striped", &["policy.rails", "transfer.queue_pairs"]),
+        ("policy.window.bytes=0B", &["policy.window.bytes", "64MiB"]),
+        ("policy.granularity=layer-wise", &["policy.granularity.layer-wise", "a map of keys"]),
+        ("transfer.queue_pairs=1000", &["transfer.queue_pairs", "1000", "256"]),
+        ("transfer.send_depth=1000000", &["transfer.send_depth", "1000000", "32768"]),
+        ("transfer.send_depth=1", &["transfer.send_depth", "at least 2"]),
+        ("transfer.receive_depth=8", &["transfer.receive_depth", "8 receives", "16"]),
+        ("transfer.max_sge=31", &["transfer.max_sge", "31", "30"]),
+        ("transfer.lease=0s", &["transfer.lease", "at least 10ms"]),
+        ("transfer.retransmit=0s", &["transfer.retransmit", "at least 100us"]),
+        ("transfer.room_timeout=0s", &["transfer.room_timeout", "at least 1ms"]),
+        ("control.loss=1", &["control.loss", "0.9"]),
+    ] {
+        refused(&["check", "quickstart.yaml", "--set", set], parts);
+    }
+    refused(
+        &["flows", "quickstart.yaml", "--hosts", "4294967295", "--gbps", "1", "--latency-us", "1"],
+        &["--hosts"],
+    );
+}
+
+#[test]
+fn every_experiment_of_the_repository_is_right() {
+    let folder = std::fs::read_dir(env!("CARGO_MANIFEST_DIR")).expect("this folder");
+    let mut seen = 0;
+    for entry in folder {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|end| end == "yaml") {
+            let output = kvrail(&["check", &path.display().to_string()]);
+            assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+            seen += 1;
+        }
+    }
+    assert!(seen >= 5, "{seen}");
+}
+
+#[test]
+fn an_expectation_that_does_not_hold_is_status_1_and_says_why() {
+    let out = scratch("expected").display().to_string();
+    let run = ["run", "quickstart.yaml", "--quiet", "--out", &out];
+    // Four pages hold hardly any request.
+    let output = kvrail(&[&run[..], &["--set", "cluster.decode.memory={pages: 4}"]].concat());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    for part in ["requests.rejected", "<-", "rejected: does not fit into an instance's memory"] {
+        assert!(error.contains(part), "{error}\nlacks {part}");
+    }
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn what_a_run_writes_can_be_run_again_and_gives_the_same_digest() {
+    let (first, again) = (scratch("first"), scratch("again"));
+    let run = |file: &str, out: &Path, more: &[&str]| {
+        let out = out.display().to_string();
+        let output = kvrail(&[&["run", file, "--quiet", "--out", &out], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stdout.is_empty() && output.stderr.is_empty());
+    };
+    run("quickstart.yaml", &first, &["--set", "seeds=[7,8,9]", "--threads", "2"]);
+    run(&first.join("experiment.yaml").display().to_string(), &again, &[]);
+    let summary = |folder: &Path| -> serde_json::Value {
+        let text = std::fs::read_to_string(folder.join("summary.json")).expect("summary.json");
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let (first, again) = (summary(&first), summary(&again));
+    assert_eq!(first["digest"].as_array().map(Vec::len), Some(3));
+    assert_eq!(first["digest"], again["digest"]);
+    for key in ["ttft_ms", "tpot_ms", "transfer_ms", "exposed_transfer_ms", "bytes_moved", "events", "leaks"]
+    {
+        assert!(!first[key].is_null() && first[key] == again[key], "{key}");
+    }
+}
+
+/// Pools of 40 GiB take the NIC longer to register than many a run takes: that is no request's waiting time.
+#[test]
+fn requests_arrive_when_every_instance_is_there() {
+    let folder = scratch("warm-up");
+    let args = [
+        "run",
+        "mooncake.yaml",
+        "--quiet",
+        "--set",
+        "workload.limit=1",
+        "--out",
+        &folder.display().to_string(),
+    ];
+    let output = kvrail(&args);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let row = &rows(&folder)[0];
+    let waited = picos(row, "prefill_start_ps") - picos(row, "arrival_ps");
+    assert!(waited < 1_000_000_000, "{waited} ps");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_is_status_130() {
+    let folder = scratch("interrupted");
+    let out = folder.display().to_string();
+    let args =
+        ["run", "speed.yaml", "--quiet", "--set", "workload.synthetic.requests=10000000", "--out", &out];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kvrail"))
+        .args(args)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .spawn()
+        .expect("the command starts");
+    // Into the run, where Ctrl-C is caught; before, the signal itself would end the process.
+    let tick = std::time::Duration::from_millis(100);
+    for _ in 0..600 {
+        if folder.join("experiment.yaml").exists() {
+            break;
+        }
+        std::thread::sleep(tick);
+    }
+    std::thread::sleep(tick * 10);
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(sent.success());
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
 }
 
 #[test]
@@ -87,11 +222,14 @@ fn wrong_traces_are_bad_input() {
         ("back", format!("{good}{}", good.replace('5', "4")), &[":2", "back in time"]),
         ("cut", format!("{good}{}", &good[..40]), &[":2", "truncated"]),
         ("zero", good.replace("7,", "0,"), &[":1", "input_length", "0"]),
+        ("none", "TIMESTAMP,ContextTokens,GeneratedTokens\n".to_owned(), &["none", "no requests"]),
     ] {
         let path = folder.join(name);
         std::fs::write(&path, text).expect("written");
         let set = format!("workload.path={}", path.display());
         refused(&["check", "quickstart.yaml", "--set", &set], parts);
+        let out = folder.join("out").display().to_string();
+        refused(&["run", "quickstart.yaml", "--quiet", "--set", &set, "--out", &out], parts);
     }
 }
 

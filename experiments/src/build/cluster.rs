@@ -20,9 +20,7 @@ use sim::world::{AnyNode, Fault, World};
 use super::RunError;
 use crate::compute::Profile;
 use crate::nic;
-use crate::spec::{
-    Admission, Granularity, MemorySpec, Order, Rails, Replica, Routing, SideSpec, Spec, TopologySpec,
-};
+use crate::spec::{Admission, Granularity, MemorySpec, Order, Rails, Replica, Routing, Spec, TopologySpec};
 
 /// A world that is ready to start.
 pub(super) struct Cluster {
@@ -58,8 +56,7 @@ fn input(error: impl std::fmt::Display) -> RunError {
 /// Builds everything that a seed of an experiment needs.
 pub(super) fn build(spec: &Spec, seed: u64) -> Result<Cluster, RunError> {
     let model = spec.model().map_err(RunError::Input)?;
-    let nic =
-        nic::load(&spec.cluster.nic).map_err(|error| RunError::Input(format!("cluster.nic: {error}")))?;
+    let nic = nic::load(&spec.cluster.nic).map_err(|error| input(format!("cluster.nic: {error}")))?;
     let compute = Profile::load(&spec.compute.profile).map_err(input)?.scaled(spec.compute.scale);
     let bits_per_s = spec.cluster.link.map_or(nic.rate.bits_per_s(), |link| link.bits_per_sec());
     let sides = [(&spec.cluster.prefill, true), (&spec.cluster.decode, false)];
@@ -69,7 +66,7 @@ pub(super) fn build(spec: &Spec, seed: u64) -> Result<Cluster, RunError> {
     let bare = || HostSpec { ports: Vec::new(), nic: nic.clone() };
     let mut hosts = vec![bare(), bare()];
     for (side, _) in sides {
-        let ports = ports_of(spec, side);
+        let ports = spec.ports(side);
         for _ in 0..side.instances {
             let port = |p| PortSpec {
                 name: format!("nic{p}/1"),
@@ -179,20 +176,6 @@ pub(super) fn schedule_faults(spec: &Spec, world: &mut World, zero: Time) {
             let (host, port) = (2 + down.host as usize, PortId(down.port));
             world.fault(at, Fault::LinkDown { host, port });
             world.fault(at + span(down.duration), Fault::LinkUp { host, port });
-        }
-    }
-}
-
-/// NIC ports of an instance: its share of a host's, or all of them where rails use the neighbours'.
-fn ports_of(spec: &Spec, side: &SideSpec) -> u32 {
-    let ranks = side.parallel().world();
-    let (gpus, nics) = (spec.cluster.gpus_per_host, spec.cluster.nics_per_host);
-    let hosts = ranks.div_ceil(gpus).max(1);
-    match spec.policy.rails {
-        Rails::Striped => hosts * nics,
-        Rails::Pinned => {
-            let share = (u64::from(ranks) * u64::from(nics)).div_ceil(u64::from(gpus));
-            u32::try_from(share).unwrap_or(u32::MAX).max(1)
         }
     }
 }

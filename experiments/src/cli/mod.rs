@@ -119,7 +119,7 @@ struct FlowsArgs {
     #[arg(value_name = "FILE.flows")]
     file: PathBuf,
     /// Hosts of the star
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     hosts: u32,
     /// Rate of each link, 10^9 bits per second
     #[arg(long, value_name = "G", allow_negative_numbers = true)]

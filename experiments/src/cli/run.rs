@@ -1,5 +1,6 @@
 //! `kvrail run`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::progress::Meter;
 use super::{Failure, RunArgs, interrupt, print, status};
 use crate::build::{self, Progress, RunError};
-use crate::report::{Checked, RunResult, Summary, check, table, write_requests};
+use crate::report::{Checked, Outcome, RunResult, Summary, check, table, write_requests};
 use crate::spec::Spec;
 
 pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
@@ -31,6 +32,9 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
     let checked = check(&summary, &spec.expect);
     if !args.quiet {
         print(&table(&summary));
+        for (why, requests) in reasons(&runs) {
+            print(&format!("{:<22}{requests} {why}\n", ""));
+        }
         print(&format!("{:<22}{}\n", "written to", folder.display()));
     }
     verdict(&summary, &runs, &checked)
@@ -126,6 +130,20 @@ where
     }
 }
 
+/// Why requests failed or were rejected, the most frequent first.
+fn reasons(runs: &[RunResult]) -> Vec<(String, u64)> {
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for request in runs.iter().flat_map(|run| &run.requests) {
+        if request.outcome != Outcome::Succeeded {
+            let why = format!("{}: {}", request.outcome.name(), request.outcome.reason());
+            *counts.entry(why).or_default() += 1;
+        }
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, requests)| std::cmp::Reverse(*requests));
+    counts
+}
+
 /// Whether everything held that must, and what did not.
 fn verdict(summary: &Summary, runs: &[RunResult], checked: &[Checked]) -> Result<(), Failure> {
     let mut out = String::new();
@@ -156,7 +174,13 @@ fn verdict(summary: &Summary, runs: &[RunResult], checked: &[Checked]) -> Result
             let _ = writeln!(out, "  {:<28}{:>18}{found:>18}{mark}", one.path, one.bound.to_string());
         }
     }
-    if out.is_empty() { Ok(()) } else { Err(Failure::broken(out)) }
+    if out.is_empty() {
+        return Ok(());
+    }
+    for (why, requests) in reasons(runs) {
+        let _ = writeln!(out, "{requests} {why}");
+    }
+    Err(Failure::broken(out))
 }
 
 #[cfg(test)]

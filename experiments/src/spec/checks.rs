@@ -46,7 +46,7 @@ pub struct QueuePairError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LinkDown {
-    /// Host, from 0: prefill instances first.
+    /// Host, from 0: that of each prefill instance first, then that of each decode instance.
     pub host: u32,
     /// Port of the host, from 0.
     #[serde(default)]

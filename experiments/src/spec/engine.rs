@@ -13,8 +13,8 @@ pub struct ControlSpec {
     pub latency: Picos,
     /// Up to this much is added to the delay, uniformly.
     pub jitter: Picos,
-    /// Probability that a message is lost.
-    #[serde(deserialize_with = "field::probability")]
+    /// Probability that a message is lost, at most 0.9.
+    #[serde(deserialize_with = "field::loss")]
     pub loss: f64,
     /// Probability that a message arrives twice.
     #[serde(deserialize_with = "field::probability")]
@@ -51,7 +51,7 @@ impl Default for ControlSpec {
 #[serde(deny_unknown_fields, default)]
 pub struct TransferSpec {
     /// Queue pairs per pair of ranks that exchange KV.
-    #[serde(deserialize_with = "field::count")]
+    #[serde(deserialize_with = "field::queue_pairs")]
     pub queue_pairs: u32,
     /// Work requests a send queue holds.
     #[serde(deserialize_with = "field::count")]
@@ -76,7 +76,7 @@ pub struct TransferSpec {
     /// How often a part that an error of another room flushed is posted again before its room fails.
     pub reposts: u32,
     /// Parts that a source rank may send to a destination rank for one request on one rail: decode holds receives for them.
-    #[serde(deserialize_with = "field::count")]
+    #[serde(deserialize_with = "field::parts")]
     pub parts: u32,
     /// Aux slots of a rank: requests that a decode instance can have in transfer or generating.
     #[serde(deserialize_with = "field::count")]

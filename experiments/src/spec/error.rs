@@ -80,6 +80,7 @@ pub(crate) fn rephrase(message: &str) -> String {
     }
     // The names of Rust's types say nothing to whoever writes YAML.
     let Some((found, expected)) = message.rsplit_once(", expected ") else { return message.to_owned() };
+    let found = found.replace("unit variant", "a name alone");
     let expected = match expected {
         "u8" | "u16" | "u32" | "u64" => "a whole number from 0 on",
         "i64" => "a whole number",
@@ -98,7 +99,7 @@ pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> O
     names
         .map(|candidate| (distance(&short, &candidate.to_lowercase().replace('_', "-")), candidate))
         .min()
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 3)
+        .filter(|(distance, candidate)| *distance <= candidate.len().div_ceil(4))
         .map(|(_, candidate)| candidate)
 }
 

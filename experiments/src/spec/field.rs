@@ -38,6 +38,21 @@ pub(crate) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D
     whole(deserializer, "a whole number from 1 to 1000000", 1, 1_000_000)
 }
 
+/// Queue pairs between two ranks: every one has receives, a cell of each aux slot and a place in the NIC's cache.
+pub(crate) fn queue_pairs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    whole(deserializer, "a whole number from 1 to 256", 1, 256)
+}
+
+/// Parts of a room: what an immediate has bits for.
+pub(crate) fn parts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    whole(deserializer, "a whole number from 1 to 4096", 1, 4096)
+}
+
+/// The probability of an event that, each time, would leave nothing to work with.
+pub(crate) fn loss<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    number(deserializer, "a probability from 0 to 0.9", |v| (0.0..=0.9).contains(&v))
+}
+
 /// A number of tokens.
 pub(crate) fn tokens<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     whole(deserializer, "a whole number of tokens from 1 to 268435456", 1, MAX_TOKENS)

@@ -44,7 +44,7 @@ faults:
 - at: 3s
   link-down: {host: 1, port: 0, for: 10ms}
 - at: 4s
-  queue-pair-error: {decode: 0}
+  queue-pair-error: {prefill: 0}
 expect:
   failed: 0
   ttft_ms.p99: {max: 500}
@@ -117,8 +117,12 @@ fn errors_name_line_key_value_and_what_is_right() {
             &["x.yaml:25: workload.synthetic.prefix.share", "1.5", "0 to 1"],
         ),
         (changed("[1, 2, 3]", "[]"), &["x.yaml:24: workload.synthetic.output.empirical", "at least one"]),
-        (changed("host: 1", "host: 9"), &["x.yaml:29: faults.0.link-down.host", "9", "0 to 3"]),
-        (changed("decode: 0}", "decode: 1}"), &["x.yaml:31: faults.1.queue-pair-error.decode", "0 to 0"]),
+        (changed("host: 1", "host: 9"), &["x.yaml:29: faults.0.link-down.host", "9", "0 to 2"]),
+        (changed("port: 0", "port: 8"), &["x.yaml:29: faults.0.link-down.port", "8", "0 to 7"]),
+        (
+            changed("prefill: 0}", "prefill: 2}"),
+            &["x.yaml:31: faults.1.queue-pair-error.prefill", "2", "0 to 1"],
+        ),
         (changed("  link-down: {host: 1, port: 0, for: 10ms}\n", ""), &["x.yaml:28: faults.0", "one of"]),
         (
             changed("ttft_ms.p99", "ttft.p99"),

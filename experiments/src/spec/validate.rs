@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use models::{ByteSize, Layout, Model, Relation, config, presets};
+use models::{ByteSize, Layout, Model, Picos, Relation, config, presets};
 
 use super::engine::AUTO;
 use super::locate::Segment;
 use super::workload::Length;
-use super::{MemorySpec, SideSpec, Spec, TopologySpec, is_path};
+use super::{Granularity, MemorySpec, Rails, SideSpec, Spec, TopologySpec, is_path, nearest};
 use crate::compute::{self, Profile};
-use crate::report;
+use crate::{nic, report};
 
 /// The most real memory that a simulated cluster may have.
 const MAX_REAL_MEMORY: ByteSize = ByteSize(16 << 30);
@@ -32,7 +32,15 @@ pub(super) fn model(name: &str) -> Result<Model, String> {
             .map_err(|error| format!("{name}: cannot read the model's config.json: {error}"))?;
         return config::from_json(name, &text).map_err(|error| error.to_string());
     }
-    presets::lookup(name).map_err(|error| format!("{error}, or the path of a config.json"))
+    presets::lookup(name).map_err(|_| {
+        let meant = nearest(name, presets::names()).map(|near| format!("; did you mean `{near}`?"));
+        let names: Vec<&str> = presets::names().collect();
+        format!(
+            "unknown model `{name}`{} (expected one of {} or the path of a config.json)",
+            meant.unwrap_or_default(),
+            names.join(", ")
+        )
+    })
 }
 
 impl Spec {
@@ -47,6 +55,8 @@ impl Spec {
         let model = self.model().or_else(|problem| wrong("model", problem))?;
         self.layouts(&model)?;
         self.topology()?;
+        self.nic()?;
+        self.timers()?;
         if self.compute.profile == AUTO {
             let names: Vec<_> = compute::names().collect();
             let names = names.join(", ");
@@ -88,7 +98,8 @@ impl Spec {
         let (Some(decode), Some(prefill)) = (layouts.pop(), layouts.pop()) else {
             return wrong("cluster", "expected prefill and decode");
         };
-        Relation::new(&prefill, &decode).or_else(|error| wrong("cluster", error))?;
+        let relation = Relation::new(&prefill, &decode).or_else(|error| wrong("cluster", error))?;
+        self.credits(&relation)?;
         self.real_memory(&[(&self.cluster.prefill, &prefill), (&self.cluster.decode, &decode)])
     }
 
@@ -107,6 +118,79 @@ impl Spec {
                      use phantom, or less `memory` per GPU"
                 ),
             );
+        }
+        Ok(())
+    }
+
+    /// Decode posts as many receives as the parts that a request may have, before it publishes pages: more than a receive queue holds
+    /// would never be posted, and no request would ever start.
+    fn credits(&self, relation: &Relation) -> Result<(), Problem> {
+        let feeds = (0..relation.dst_ranks()).map(|rank| relation.feeds(rank).len()).max().unwrap_or(1);
+        let parts = match self.policy.granularity {
+            Granularity::Request => 1,
+            Granularity::Chunk | Granularity::LayerWise { .. } => self.transfer.parts,
+        };
+        let needed = feeds as u64 * u64::from(parts);
+        if needed > u64::from(self.transfer.receive_depth) {
+            return wrong(
+                "transfer.receive_depth",
+                format!(
+                    "{} receives are too few: a request may need {needed} on a decode rank ({feeds} senders, transfer.parts {parts})",
+                    self.transfer.receive_depth
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// The NIC is known, and can do what the queue pairs are to do.
+    fn nic(&self) -> Result<(), Problem> {
+        let nic = nic::load(&self.cluster.nic).or_else(|error| wrong("cluster.nic", error))?;
+        for (key, value, most) in [
+            ("transfer.send_depth", self.transfer.send_depth, nic.max_qp_wr),
+            ("transfer.max_sge", self.transfer.max_sge, nic.max_sge),
+        ] {
+            if value > most {
+                return wrong(key, format!("{value} is more than the {most} of {}", nic.name));
+            }
+        }
+        if self.transfer.send_depth < 2 {
+            return wrong(
+                "transfer.send_depth",
+                "1 is too few: expected at least 2, a seal and the immediate after it",
+            );
+        }
+        if self.cluster.link.is_some_and(|link| link.bits_per_sec() == 0) {
+            return wrong("cluster.link", "0 moves nothing; expected a rate such as 400Gb/s");
+        }
+        if self.policy.window.bytes.0 == 0 {
+            return wrong(
+                "policy.window.bytes",
+                "0 lets nothing be posted; expected at least 1B, for example 64MiB",
+            );
+        }
+        if self.policy.rails == Rails::Striped && self.transfer.queue_pairs < 2 {
+            return wrong(
+                "policy.rails",
+                "striped over transfer.queue_pairs 1 is the same as pinned; set transfer.queue_pairs to 2 or more, or rails to pinned",
+            );
+        }
+        Ok(())
+    }
+
+    /// Timers that would fire at once, for ever or before a message can come back.
+    fn timers(&self) -> Result<(), Problem> {
+        const MS: u64 = 1_000_000_000;
+        let t = &self.transfer;
+        for (key, value, least) in [
+            ("transfer.lease", t.lease, 10 * MS),
+            ("transfer.retransmit", t.retransmit, MS / 10),
+            ("transfer.room_timeout", t.room_timeout, MS),
+            ("transfer.transfer_timeout", t.transfer_timeout, MS / 1000),
+        ] {
+            if value.0 < least {
+                return wrong(key, format!("{value} is too short; expected at least {}", Picos(least)));
+            }
         }
         Ok(())
     }
@@ -160,8 +244,9 @@ impl Spec {
                     }
                 }
                 (None, Some(down)) => {
+                    let side = if down.host < prefill.instances { prefill } else { &self.cluster.decode };
                     for (key, value, count) in
-                        [("host", down.host, hosts), ("port", down.port, self.cluster.nics_per_host)]
+                        [("host", down.host, hosts), ("port", down.port, self.ports(side))]
                     {
                         if value >= count {
                             return wrong(
@@ -175,6 +260,20 @@ impl Spec {
             }
         }
         Ok(())
+    }
+
+    /// NIC ports of an instance: its share of a host's, or all of them where rails use the neighbours'.
+    #[must_use]
+    pub fn ports(&self, side: &SideSpec) -> u32 {
+        let ranks = side.parallel().world();
+        let (gpus, nics) = (self.cluster.gpus_per_host, self.cluster.nics_per_host);
+        match self.policy.rails {
+            Rails::Striped => ranks.div_ceil(gpus).max(1).saturating_mul(nics),
+            Rails::Pinned => {
+                let share = (u64::from(ranks) * u64::from(nics)).div_ceil(u64::from(gpus).max(1));
+                u32::try_from(share).unwrap_or(u32::MAX).max(1)
+            }
+        }
     }
 
     /// Hosts of the cluster: each instance has its own.
