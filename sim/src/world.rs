@@ -18,7 +18,6 @@ use engine::time::{Span, Time};
 use std::collections::VecDeque;
 
 /// The production nodes, by role.
-#[expect(clippy::large_enum_variant, reason = "a world has few nodes and calls them often")]
 pub enum AnyNode {
     /// The registry; always node 0.
     Registry(Registry),
