@@ -254,7 +254,7 @@ impl Duo {
     /// A timer of decode for a room: it fails now, and later is fenced and freed.
     fn gives_up_and_frees(&mut self, room: u64) {
         self.receiver(|r, cx| r.abort(cx, key(room), Reason::Deadline));
-        self.now = self.now + Span::s(6);
+        self.now += Span::s(6);
         self.receiver(Receiver::wake);
         assert!(self.news.contains(&News::Released(key(room))), "fenced and freed");
         self.mark();
