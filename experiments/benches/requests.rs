@@ -15,7 +15,15 @@ fn requests(c: &mut Criterion) {
     let cases: [(&str, &[&str]); 3] = [
         ("contiguous", &[]),
         ("scattered", &["cluster.prefill.scatter=true", "cluster.decode.scatter=true"]),
-        ("tp8", &["cluster.prefill.tp=8", "cluster.decode.tp=8", "cluster.gpus_per_host=8", "cluster.nics_per_host=8"]),
+        (
+            "tp8",
+            &[
+                "cluster.prefill.tp=8",
+                "cluster.decode.tp=8",
+                "cluster.gpus_per_host=8",
+                "cluster.nics_per_host=8",
+            ],
+        ),
     ];
     let mut group = c.benchmark_group("requests");
     group.throughput(Throughput::Elements(REQUESTS)).sample_size(10);
