@@ -38,6 +38,12 @@ impl Time {
     pub const ZERO: Self = Self(0);
     /// Later than every reading.
     pub const NEVER: Self = Self(u64::MAX);
+    /// The earliest of some deadlines, where [`Time::NEVER`] stands for none.
+    pub fn earliest(deadlines: [Self; 3]) -> Option<Self> {
+        let [a, b, c] = deadlines;
+        let at = a.min(b).min(c);
+        (at != Self::NEVER).then_some(at)
+    }
     /// How long ago `earlier` was; zero if it lies ahead.
     pub fn since(self, earlier: Self) -> Span {
         Span(self.0.saturating_sub(earlier.0))

@@ -110,7 +110,7 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
                 }
             }
         }
-        if run.take(world.records()) {
+        if world.has_records() && run.take(world.records()) {
             last_end = world.now();
         }
         if world.events() - looked >= STRIDE

@@ -270,6 +270,10 @@ impl World {
     pub fn records(&mut self) -> std::vec::Drain<'_, Stamped> {
         self.records.drain(..)
     }
+    /// Whether there are any.
+    pub fn has_records(&self) -> bool {
+        !self.records.is_empty()
+    }
     /// How many nodes there are.
     pub fn nodes(&self) -> usize {
         self.places.len()

@@ -533,6 +533,11 @@ impl DecodeNode {
             self.batch -= 1;
             self.context -= u64::from(job.request.prompt) + u64::from(job.request.output);
             self.running.remove(&order);
+            if self.config.transfer.rules.lease && !self.client.lease_valid(cx.now) {
+                // Everybody else takes this instance for dead: the request is not its to finish any more.
+                self.over(cx, key, Outcome::Failed(Reason::LeaseLost));
+                continue;
+            }
             cx.out.record(request, Step::Finished);
             self.over(cx, key, Outcome::Finished);
         }
@@ -610,9 +615,8 @@ impl Node for DecodeNode {
     }
 
     fn deadline(&self) -> Option<Time> {
-        let receiver = self.receiver.as_ref().and_then(Receiver::deadline);
-        let step = (self.wakes != Time::NEVER).then_some(self.wakes);
-        [self.client.deadline(), receiver, step].into_iter().flatten().min()
+        let receiver = self.receiver.as_ref().and_then(Receiver::deadline).unwrap_or(Time::NEVER);
+        Time::earliest([self.client.deadline(), receiver, self.wakes])
     }
 
     fn held(&self) -> Held {

@@ -507,8 +507,9 @@ impl Node for PrefillNode {
     }
 
     fn deadline(&self) -> Option<Time> {
-        let sender = self.sender.as_ref().and_then(Sender::deadline);
-        [self.client.deadline(), sender, self.step.as_ref().map(|step| step.next)].into_iter().flatten().min()
+        let sender = self.sender.as_ref().and_then(Sender::deadline).unwrap_or(Time::NEVER);
+        let step = self.step.as_ref().map_or(Time::NEVER, |step| step.next);
+        Time::earliest([self.client.deadline(), sender, step])
     }
 
     fn held(&self) -> Held {

@@ -246,9 +246,9 @@ impl Node for RouterNode {
     }
 
     fn deadline(&self) -> Option<Time> {
-        let flight = self.deadlines.front().map(|(at, _)| *at);
-        let early = self.early.front().map(|(at, _)| *at);
-        [self.client.deadline(), flight, early].into_iter().flatten().min()
+        let flight = self.deadlines.front().map_or(Time::NEVER, |(at, _)| *at);
+        let early = self.early.front().map_or(Time::NEVER, |(at, _)| *at);
+        Time::earliest([self.client.deadline(), flight, early])
     }
 
     fn held(&self) -> Held {

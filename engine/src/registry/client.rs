@@ -423,15 +423,14 @@ impl Client {
         }
     }
 
-    /// When [`Client::flush`] wants to be called.
-    pub fn deadline(&self) -> Option<Time> {
-        let at = match self.state {
+    /// When [`Client::flush`] wants to be called; [`Time::NEVER`] if not at all.
+    pub fn deadline(&self) -> Time {
+        match self.state {
             State::Idle => Time::NEVER,
             State::Ended => self.session.ack_at(),
             State::Leaving => self.session.deadline().min(self.beat_at()).min(self.leave_until),
             State::Joining | State::Joined => self.session.deadline().min(self.beat_at()),
-        };
-        (at != Time::NEVER).then_some(at)
+        }
     }
 
     /// The instance id; 0 before registration.

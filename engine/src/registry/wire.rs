@@ -127,7 +127,9 @@ impl<'a> Reader<'a> {
         })
     }
     fn key(&mut self) -> Result<RoomKey, FrameError> {
-        Ok(RoomKey { room: Room(self.u64("room")?), attempt: self.u32("attempt")? })
+        let mut room = [0; 8];
+        room.copy_from_slice(self.bytes("room", 8)?);
+        Ok(RoomKey { room: Room(u64::from_le_bytes(room)), attempt: self.u32("attempt")? })
     }
     fn instance(&mut self) -> Result<InstanceId, FrameError> {
         self.u64("instance").map(InstanceId)
@@ -142,8 +144,9 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Room ids are drawn from all 64 bits: as they are, they are shorter than digit by digit.
 fn put_key(out: &mut Vec<u8>, key: &RoomKey) {
-    put(out, key.room.0);
+    out.extend_from_slice(&key.room.0.to_le_bytes());
     put(out, key.attempt.into());
 }
 

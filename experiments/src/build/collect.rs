@@ -94,7 +94,10 @@ impl Collector {
     fn end(&mut self, index: usize, outcome: Outcome) {
         self.ends[index] = self.ends[index].saturating_add(1);
         if self.ends[index] > 1 {
-            self.twice += 1;
+            // Decode's last token left before its instance was given up, and the word of it got lost: the router cannot know.
+            let lost =
+                self.rows[index].outcome == Outcome::Succeeded && matches!(outcome, Outcome::Failed(_));
+            self.twice += u64::from(!lost);
             return;
         }
         self.rows[index].outcome = outcome;

@@ -330,8 +330,12 @@ impl Fabrics {
         while at < self.dirty.len() {
             let host = self.dirty[at];
             at += 1;
-            self.hosts[host as usize].settle_overruns();
-            let mut todo = std::mem::take(&mut self.hosts[host as usize].todo);
+            let own = &mut self.hosts[host as usize];
+            own.settle_overruns();
+            if own.todo.is_empty() {
+                continue;
+            }
+            let mut todo = std::mem::take(&mut own.todo);
             for task in todo.drain(..) {
                 match task {
                     Todo::Serve(qp) => self.serve(host, qp, now, q),
@@ -345,8 +349,10 @@ impl Fabrics {
                 self.dirty.push(host);
             }
         }
-        self.dirty.sort_unstable();
-        self.dirty.dedup();
+        if self.dirty.len() > 1 {
+            self.dirty.sort_unstable();
+            self.dirty.dedup();
+        }
         for &host in &self.dirty {
             let own = &mut self.hosts[host as usize];
             let host = host as usize;

@@ -307,11 +307,18 @@ impl MaxMin {
             }
         }
         while let Some(link) = self.dirty_links.pop() {
-            self.links[link as usize].dirty = false;
+            let state = &mut self.links[link as usize];
+            state.dirty = false;
+            if state.classes.is_empty() {
+                // Nobody is there to be filled or checked.
+                state.used = 0.0;
+                state.drift = (state.drift + 1) % RESUM;
+                continue;
+            }
             self.touch(link);
             self.activate_held(link);
         }
-        loop {
+        while !(self.touched.is_empty() && self.active.is_empty()) {
             self.fill();
             self.check();
             if self.broken.is_empty() {

@@ -327,7 +327,8 @@ impl Net {
         let until = self.now + span;
         self.flush();
         loop {
-            let toys = self.toys.iter().filter(|toy| !toy.paused).filter_map(|toy| toy.client.deadline());
+            let toys = self.toys.iter().filter(|toy| !toy.paused).map(|toy| toy.client.deadline());
+            let toys = toys.filter(|at| *at != Time::NEVER);
             let registry = self.registry.as_ref().and_then(|registry| registry.deadline());
             let Some(at) = toys.chain(registry).chain(self.wire.next()).min() else { break };
             if at > until {

@@ -27,6 +27,8 @@ pub(super) struct Link {
     pub pairing: Arc<Pairing>,
     pub qps: Vec<QpId>,
     pub rooms: Vec<u32>,
+    /// Receives that a room needs, by DP group of this side and port.
+    pub needs: Vec<Vec<u32>>,
     /// Rises with every free by fence.
     pub fence_epoch: u32,
     state: State,
@@ -35,7 +37,15 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(pairing: Arc<Pairing>) -> Self {
-        Self { pairing, qps: Vec::new(), rooms: Vec::new(), fence_epoch: 1, state: State::Down, offer: 0 }
+        Self {
+            pairing,
+            qps: Vec::new(),
+            rooms: Vec::new(),
+            needs: Vec::new(),
+            fence_epoch: 1,
+            state: State::Down,
+            offer: 0,
+        }
     }
     /// Whether the initiator could have work under way: there was an offer since the last fence.
     pub(super) fn may_be_written(&self) -> bool {

@@ -176,7 +176,9 @@ impl Receiver {
         if self.links.contains_key(&peer) {
             return;
         }
-        self.links.insert(peer, Link::new(pairing));
+        let mut link = Link::new(pairing);
+        link.needs = self.needs(&link);
+        self.links.insert(peer, link);
         if self.asked.contains(&peer) {
             self.asked.retain(|other| *other != peer);
             self.offer(cx, peer);

@@ -4,6 +4,7 @@ use super::super::news::News;
 use super::super::pages::PageTable;
 use super::super::wire::{AUX_BYTES, AuxRow, Immediate, SEAL_BYTES, SLOT_BYTES, Seal};
 use super::Receiver;
+use super::link::Link;
 use super::parts::Source;
 use crate::fabric::{Completion, Opcode};
 use crate::id::{InstanceId, RequestId};
@@ -72,33 +73,40 @@ impl Receiver {
         (per_rail.saturating_mul(rails).min(Immediate::PARTS as u16), per_rail)
     }
 
-    /// Receives that a room of this peer and group needs, by port.
-    fn needs(&self, peer: InstanceId, group: u16) -> Option<Vec<u32>> {
-        let link = self.links.get(&peer)?;
+    /// Receives that a room of a link needs, by DP group of this side and port.
+    pub(super) fn needs(&self, link: &Link) -> Vec<Vec<u32>> {
         let (_, per_rail) = self.credits();
-        let mut needs = vec![0; self.ports.len()];
-        for (f, feed) in link.pairing.feeds.iter().enumerate() {
-            for rail in self.config.rail_policy.choose(feed.nth, link.pairing.rails) {
-                let wire = link.pairing.wire(self.memory.layout().parallel().dp as u16, 0, group, f, rail);
-                needs[link.port_of(wire, &self.memory).index()] += u32::from(per_rail);
+        let groups = self.memory.layout().parallel().dp as u16;
+        let of_group = |group| {
+            let mut needs = vec![0; self.ports.len()];
+            for (f, feed) in link.pairing.feeds.iter().enumerate() {
+                for rail in self.config.rail_policy.choose(feed.nth, link.pairing.rails) {
+                    let wire = link.pairing.wire(groups, 0, group, f, rail);
+                    needs[link.port_of(wire, &self.memory).index()] += u32::from(per_rail);
+                }
             }
-        }
-        Some(needs)
+            needs
+        };
+        (0..groups).map(of_group).collect()
+    }
+
+    fn needs_of(&self, peer: InstanceId, group: u16) -> Option<&[u32]> {
+        self.links.get(&peer)?.needs.get(usize::from(group)).map(Vec::as_slice)
     }
 
     /// Whether a room could be opened now: the peer is known, a slot is free, and receives can be promised.
     pub fn can_open(&self, peer: InstanceId, group: u16) -> bool {
-        let Some(needs) = self.needs(peer, group) else { return false };
+        let Some(needs) = self.needs_of(peer, group) else { return false };
         let depth = self.config.receive_depth;
         !self.free_slots.is_empty()
-            && self.ports.iter().zip(needs).all(|(port, need)| port.promised.saturating_add(need) <= depth)
+            && self.ports.iter().zip(needs).all(|(port, need)| port.promised.saturating_add(*need) <= depth)
     }
 
     /// Whether a room of this peer and group can ever be opened; false only if its receives are more than a queue holds.
     pub fn could_open(&self, peer: InstanceId, group: u16) -> bool {
         !self.slots.is_empty()
             && self
-                .needs(peer, group)
+                .needs_of(peer, group)
                 .is_none_or(|needs| needs.iter().all(|need| *need <= self.config.receive_depth))
     }
 
@@ -112,7 +120,7 @@ impl Receiver {
         if self.knows_room(&spec.key) || !self.can_open(spec.peer, spec.group) {
             return false;
         }
-        let Some(needs) = self.needs(spec.peer, spec.group) else { return false };
+        let Some(needs) = self.needs_of(spec.peer, spec.group).map(<[u32]>::to_vec) else { return false };
         let Some(slot) = self.free_slots.pop_front() else { return false };
         for (port, need) in self.ports.iter_mut().zip(&needs) {
             port.promised += need;

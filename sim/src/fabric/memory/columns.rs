@@ -228,3 +228,94 @@ impl Columns {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PAGE: u64 = 64;
+    const COUNT: usize = 40;
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Row { at: usize, count: usize, seed: u64, pos: u64 },
+        Copy { from: usize, to: usize, count: usize },
+        Forget(usize),
+        Half(usize),
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        let at = 0..COUNT;
+        prop_oneof![
+            3 => (at.clone(), 1usize..25, 0u64..2, 0u64..4)
+                .prop_map(|(at, count, seed, pos)| Act::Row { at, count, seed, pos: pos * PAGE }),
+            3 => (at.clone(), at.clone(), 1usize..25)
+                .prop_map(|(from, to, count)| Act::Copy { from, to, count }),
+            1 => at.clone().prop_map(Act::Forget),
+            1 => at.prop_map(Act::Half),
+        ]
+    }
+
+    proptest! {
+        /// Against one cell per column; every row has as many columns as it counts, and no other place is taken.
+        #[test]
+        fn rows_are_the_cells_of_their_columns(acts in proptest::collection::vec(act(), 1..60)) {
+            let mut columns = Columns::new(COUNT, PAGE, 3);
+            let mut model: Vec<Option<Cell>> = vec![None; COUNT];
+            let whole = columns.whole();
+            for act in acts {
+                match act {
+                    Act::Row { at, count, seed, pos } => {
+                        let end = (at + count).min(COUNT);
+                        let row = columns.row_at(at, seed, pos, 7);
+                        columns.put_row(at..end, row);
+                        for (slot, i) in model[at..end].iter_mut().zip(0..) {
+                            let pos = pos + i * PAGE;
+                            *slot = Some(Cell { at: whole, seed, pos, per_buffer: 7, per_piece: PAGE });
+                        }
+                        prop_assert!(columns.are_row(at..end, &row));
+                    }
+                    Act::Copy { from, to, count } => {
+                        let n = count.min(COUNT - from.max(to));
+                        let source = columns.clone();
+                        let mut i = 0;
+                        while i < n {
+                            let (run, row) = source.run(from + i..from + n, to + i);
+                            match row {
+                                Some(row) => columns.put_row(to + i..to + i + run, row),
+                                None => for j in i..i + run {
+                                    let one = source.see(from + j, |cells| cells.first().copied());
+                                    columns.edit(to + j, |c| *c = one.map_or(Column::Empty, Column::One));
+                                },
+                            }
+                            i += run;
+                        }
+                        let old = model.clone();
+                        model[to..to + n].copy_from_slice(&old[from..from + n]);
+                    }
+                    Act::Forget(at) => {
+                        columns.edit(at, |column| *column = Column::Empty);
+                        model[at] = None;
+                    }
+                    Act::Half(at) => {
+                        let half = Rect { len: PAGE / 2, step: PAGE / 2, ..whole };
+                        let cell = Cell { at: half, seed: 9, pos: 0, per_buffer: 7, per_piece: PAGE / 2 };
+                        columns.edit(at, |column| *column = Column::One(cell));
+                        model[at] = Some(cell);
+                    }
+                }
+                for (at, want) in model.iter().enumerate() {
+                    columns.see(at, |cells| assert_eq!(cells, want.as_slice(), "column {at}"));
+                }
+                let named = |name: usize| columns.names.iter().filter(|n| **n as usize == name).count();
+                for (name, (_, count)) in columns.rows.iter().enumerate() {
+                    prop_assert_eq!(named(name), *count as usize);
+                    prop_assert_eq!(*count == 0, columns.free_rows.contains(&(name as u32)));
+                }
+                let own = columns.names.iter().filter(|n| (OWN..EMPTY).contains(*n)).count();
+                prop_assert_eq!(own + columns.free_own.len(), columns.own.len());
+            }
+        }
+    }
+}
