@@ -1,8 +1,8 @@
 //! From an experiment to a simulation: the one place that knows the simulator.
 //!
 //! A run has three phases. Nodes register their memory and join in a warm-up, which no report shows and whose end is time 0 of every
-//! other one: large pools take many seconds. Then requests arrive, and everything runs until each is final and nothing is held any more, or for [`SETTLE`] after the last one ended. Then all
-//! nodes leave, after which the fabric must be empty.
+//! other one: large pools take many seconds. Then requests arrive, and everything runs until each is final and nothing is held any more,
+//! or for `SETTLE` after the last one ended. Then all nodes leave, after which the fabric must be empty.
 
 mod cluster;
 mod collect;
