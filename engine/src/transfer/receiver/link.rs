@@ -253,7 +253,7 @@ impl Receiver {
 
 impl Receiver {
     /// A restarted registry lost what it had not passed on: links under way begin anew. Page lists of live rooms go with the
-    /// room's next Assign, see [`Receiver::publish_again`].
+    /// room's next Assign, see [`Receiver::publish`].
     pub fn say_again(&mut self, cx: &mut Cx<'_>) {
         let offered: Vec<InstanceId> = self
             .links
