@@ -97,21 +97,26 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
     let patience = Span(spec.transfer.drain_timeout.0) + SETTLE + longest_step(spec)?;
     loop {
         match &next {
-            Some((at, _)) if world.next_time().is_none_or(|event| *at <= event) => {
+            Some((at, _)) if world.next_time().is_some_and(|event| event < *at) => {
+                world.run_before(*at, STRIDE);
+            }
+            Some(_) => {
                 if let Some((at, request)) = next.take() {
                     run.arrived(at, &request);
                     world.arrive(at, router, request);
                     next = take(&mut *requests, zero)?;
                 }
             }
-            _ => {
+            None => {
                 if !world.step() {
                     break;
                 }
             }
         }
-        if world.has_records() && run.take(world.records()) {
-            last_end = world.now();
+        if world.has_records()
+            && let Some(end) = run.take(world.records())
+        {
+            last_end = end;
         }
         if world.events() - looked >= STRIDE
             || (next.is_none() && run.all_final() && world.events() - looked >= 64)

@@ -370,6 +370,14 @@ impl World {
         true
     }
 
+    /// Works off what comes before `at`, at most so many events.
+    pub fn run_before(&mut self, at: Time, events: u64) {
+        let last = self.events + events;
+        while self.events < last && self.queue.peek_time().is_some_and(|next| next < at) {
+            self.step();
+        }
+    }
+
     /// Works off everything up to and at `until`.
     pub fn run_until(&mut self, until: Time) {
         while self.queue.peek_time().is_some_and(|at| at <= until) {
@@ -403,12 +411,10 @@ impl World {
         self.settle();
     }
 
-    /// Hands nodes what the fabric has ready for them.
+    /// Hands nodes what the fabric has ready for them. Calls of nodes come back here: what is ready is taken out first.
     fn settle(&mut self) {
-        let mut i = 0;
-        while i < self.ready.len() {
-            let Ready { host, what } = self.ready[i];
-            i += 1;
+        while !self.ready.is_empty() {
+            let Ready { host, what } = self.ready.remove(0);
             if let Some(node) = self.node_of[host] {
                 let input = match what {
                     ReadyWhat::Completions(cq) => Waiting::Poll(cq),
@@ -417,7 +423,6 @@ impl World {
                 self.deliver(node, input);
             }
         }
-        self.ready.clear();
     }
 
     /// Gives a node an input, or puts it into the inbox while the node is busy.
@@ -465,6 +470,8 @@ impl World {
 
     /// The one door into a node.
     fn call(&mut self, node: NodeId, input: Waiting) {
+        let host = self.places[node.index()].host;
+        self.fabrics.begin_call(host, self.now);
         match input {
             Waiting::Frame { from, frame } => {
                 let (bytes, digest) = std::mem::take(&mut self.frames[frame as usize]);
@@ -481,9 +488,7 @@ impl World {
             }
             Waiting::Poll(cq) => {
                 let mut batch = [Completion::default(); 16];
-                let host = self.places[node.index()].host;
                 loop {
-                    self.fabrics.begin_call(host, self.now);
                     let n = self.fabrics.host(host).poll(cq, &mut batch);
                     if n == 0 {
                         break;
@@ -500,7 +505,6 @@ impl World {
                 }
             }
             Waiting::Events => {
-                let host = self.places[node.index()].host;
                 while let Some(event) = self.fabrics.host(host).next_event() {
                     let (kind, id) = match event {
                         Event::QpFatal(qp) => (1, qp.0),
@@ -542,7 +546,6 @@ impl World {
         let place = &mut self.places[node.index()];
         let host = place.host;
         place.digest.word(now.0);
-        self.fabrics.begin_call(host, now);
         let mut cx = Cx { now, fabric: self.fabrics.host(host), out: &mut self.out };
         place.node.handle(&mut cx, input);
         for record in &self.out.records {

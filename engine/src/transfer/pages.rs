@@ -155,12 +155,39 @@ impl PagePool {
 
     /// The first of `count` free pages in a row.
     fn find(&self, count: u32) -> Option<Page> {
-        let mut at = self.lowest;
-        while let Some(run) = self.next_run(at) {
-            if run.count >= count {
-                return Some(run.first);
+        let low = (self.lowest / 64) as usize;
+        let (mut start, mut len) = (0, 0);
+        for (word, out) in (low as u32..).zip(self.out.get(low..)?) {
+            let mut free = !out;
+            if word == low as u32 {
+                free &= u64::MAX << (self.lowest % 64);
             }
-            at = run.first.0 + run.count;
+            let mut done = 0;
+            if len > 0 {
+                // A run goes on from the word before.
+                let more = free.trailing_ones();
+                len += more;
+                if len >= count {
+                    return Some(Page(start));
+                }
+                if more == 64 {
+                    continue;
+                }
+                (len, done) = (0, more);
+            }
+            free &= u64::MAX << done;
+            while free != 0 {
+                let bit = free.trailing_zeros();
+                let run = (free >> bit).trailing_ones();
+                if run >= count {
+                    return Some(Page(word * 64 + bit));
+                }
+                if bit + run == 64 {
+                    (start, len) = (word * 64 + bit, run);
+                    break;
+                }
+                free &= u64::MAX << (bit + run);
+            }
         }
         None
     }

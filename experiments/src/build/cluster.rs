@@ -35,8 +35,7 @@ struct Measured(Profile);
 
 impl Compute for Measured {
     fn prefill(&self, chunks: &[Chunk]) -> Estimate {
-        let pairs: Vec<(u32, u32)> = chunks.iter().map(|chunk| (chunk.new, chunk.context)).collect();
-        let (ps, extrapolated) = self.0.prefill_step(&pairs);
+        let (ps, extrapolated) = self.0.prefill_step(chunks.iter().map(|chunk| (chunk.new, chunk.context)));
         Estimate { span: Span(ps), extrapolated }
     }
     fn decode(&self, batch: u32, context: u64) -> Estimate {

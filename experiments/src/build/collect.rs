@@ -49,10 +49,11 @@ impl Collector {
         });
     }
 
-    /// Takes records in. Whether a request became final.
-    pub(super) fn take(&mut self, records: impl Iterator<Item = Stamped>) -> bool {
-        let before = self.ended;
+    /// Takes records in. When the last of the requests that became final did so.
+    pub(super) fn take(&mut self, records: impl Iterator<Item = Stamped>) -> Option<Time> {
+        let mut last = None;
         for stamped in records {
+            let before = self.ended;
             let at = stamped.at.since(self.zero).0;
             let Some(index) = self.index.get(&stamped.record.request.0).copied() else { continue };
             let row = &mut self.rows[index];
@@ -87,8 +88,11 @@ impl Collector {
                 Step::Rejected(reason) => self.end(index, Outcome::Rejected(name(reason))),
                 Step::Corrupt => self.corrupt += 1,
             }
+            if self.ended > before {
+                last = Some(stamped.at);
+            }
         }
-        self.ended > before
+        last
     }
 
     fn end(&mut self, index: usize, outcome: Outcome) {

@@ -225,7 +225,7 @@ impl Profile {
     /// earlier, and whether that is beyond what was measured. Picoseconds; 0 for no tokens.
     #[must_use]
     pub fn prefill(&self, new: u32, before: u32) -> (u64, bool) {
-        self.prefill_step(&[(new, before)])
+        self.prefill_step(std::iter::once((new, before)))
     }
 
     /// The time of one prefill step over chunks (new tokens, tokens before) of several requests.
@@ -233,18 +233,18 @@ impl Profile {
     /// The table gives the time of all new tokens as if they were one prompt; attention then differs by the
     /// pairs of tokens: `new^2 + 2 new before` for each chunk, instead of `(sum of new)^2`.
     #[must_use]
-    pub fn prefill_step(&self, chunks: &[(u32, u32)]) -> (u64, bool) {
-        let total: u64 = chunks.iter().map(|(new, _)| u64::from(*new)).sum();
+    pub fn prefill_step(&self, chunks: impl Iterator<Item = (u32, u32)> + Clone) -> (u64, bool) {
+        let total: u64 = chunks.clone().map(|(new, _)| u64::from(new)).sum();
         if total == 0 {
             return (0, false);
         }
         let (last, _) = self.prefill.table[self.prefill.table.len() - 1];
         let longest =
-            chunks.iter().map(|(new, before)| u64::from(*new) + u64::from(*before)).max().unwrap_or(0);
+            chunks.clone().map(|(new, before)| u64::from(new) + u64::from(before)).max().unwrap_or(0);
         let whole = total as f64;
         let mut pairs = -whole * whole;
         for (new, before) in chunks {
-            let (new, before) = (f64::from(*new), f64::from(*before));
+            let (new, before) = (f64::from(new), f64::from(before));
             pairs += new * new + 2.0 * new * before;
         }
         let quadratic = self.prefill.quadratic_ms;
@@ -338,11 +338,11 @@ mod tests {
             assert_eq!(ms(h100.decode(batch, u64::from(batch) * 576)), (wanted, false));
         }
         // Batches of prompts are measured too: 16 of 512 took 811.9 ms, 2 of 512 76.9 ms.
-        let (sixteen, _) = ms(h100.prefill_step(&[(512, 0); 16]));
+        let (sixteen, _) = ms(h100.prefill_step([(512, 0); 16].into_iter()));
         assert!((sixteen / 811.928 - 1.0).abs() < 0.06, "{sixteen}");
-        let (two, _) = ms(h100.prefill_step(&[(512, 0); 2]));
+        let (two, _) = ms(h100.prefill_step([(512, 0); 2].into_iter()));
         assert!((two / 76.887 - 1.0).abs() < 0.02, "{two}");
-        let (many, extrapolated) = ms(h100.prefill_step(&[(512, 0); 64]));
+        let (many, extrapolated) = ms(h100.prefill_step([(512, 0); 64].into_iter()));
         assert!((many / 2936.33 - 1.0).abs() < 0.06 && extrapolated, "{many}");
     }
 
