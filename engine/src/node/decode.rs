@@ -435,7 +435,8 @@ impl DecodeNode {
 
     /// Starts the next step of the batch, at `start`.
     fn next_step(&mut self, cx: &mut Cx<'_>, start: Time) {
-        for key in std::mem::take(&mut self.joining) {
+        let mut joining = std::mem::take(&mut self.joining);
+        for key in joining.drain(..) {
             let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) else {
                 continue;
             };
@@ -450,6 +451,7 @@ impl DecodeNode {
                 self.growing.push(Reverse((self.steps + u64::from(room), key)));
             }
         }
+        self.joining = joining;
         if self.config.admission == Admission::OnDemand {
             self.grow(cx);
         }

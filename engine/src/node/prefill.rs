@@ -63,6 +63,8 @@ pub struct PrefillNode {
     waiting: VecDeque<RoomKey>,
     step: Option<Running>,
     chunks: Vec<Chunk>,
+    /// Recycled between steps.
+    spare_parts: Vec<StepPart>,
     leaving: bool,
     counters: Counters,
     /// Why it could not start.
@@ -84,6 +86,7 @@ impl PrefillNode {
             waiting: VecDeque::new(),
             step: None,
             chunks: Vec::new(),
+            spare_parts: Vec::new(),
             leaving: false,
             counters: Counters::default(),
             failed: None,
@@ -256,7 +259,7 @@ impl PrefillNode {
             return;
         }
         let mut budget = self.config.batch.max(1);
-        let mut parts = Vec::new();
+        let mut parts = std::mem::take(&mut self.spare_parts);
         self.chunks.clear();
         while budget > 0 {
             let Some(key) = self.waiting.front().copied() else { break };
@@ -284,6 +287,7 @@ impl PrefillNode {
             }
         }
         if parts.is_empty() {
+            self.spare_parts = parts;
             return;
         }
         let estimate = self.compute.prefill(&self.chunks);
@@ -366,11 +370,12 @@ impl PrefillNode {
                     }
                 }
             }
-            if ended && let Some(step) = self.step.take() {
-                for part in step.parts {
+            if ended && let Some(mut step) = self.step.take() {
+                for part in step.parts.drain(..) {
                     self.cache_blocks(&part.key);
                     self.give_back(&part.key);
                 }
+                self.spare_parts = step.parts;
             }
         }
     }

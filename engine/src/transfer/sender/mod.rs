@@ -83,6 +83,8 @@ pub struct Sender {
     qps: Map<QpId, (InstanceId, usize)>,
     rooms: Vec<Option<Room>>,
     free_rooms: Vec<u32>,
+    /// Rooms that are over, for their memory.
+    spare_rooms: Vec<Room>,
     by_key: Map<RoomKey, u32>,
     jobs: Vec<JobState>,
     free_jobs: Vec<JobId>,
@@ -126,6 +128,7 @@ impl Sender {
             qps: Map::default(),
             rooms: Vec::new(),
             free_rooms: Vec::new(),
+            spare_rooms: Vec::new(),
             by_key: Map::default(),
             jobs: Vec::new(),
             free_jobs: Vec::new(),

@@ -62,7 +62,7 @@ impl Part {
 }
 
 /// A room's parts on one port, as the order policy sees them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct JobState {
     pub room: u32,
     pub port: PortId,
@@ -103,6 +103,45 @@ pub(super) struct Room {
     pub bytes: u64,
 }
 
+impl Room {
+    /// A new room, in the memory of one that is over.
+    fn new(spec: SendRoom, arrived: Time, spare: Option<Self>) -> Self {
+        let (mut src, mut pieces, mut numbers) = (PageTable::default(), Vec::new(), Vec::new());
+        let (mut parts, mut jobs) = (Vec::new(), Vec::new());
+        if let Some(spare) = spare {
+            (src, pieces, numbers, parts, jobs) =
+                (spare.src, spare.pieces, spare.numbers, spare.parts, spare.jobs);
+            src.clear();
+            pieces.clear();
+            numbers.clear();
+            parts.clear();
+            jobs.clear();
+        }
+        Self {
+            spec,
+            cached: 0,
+            arrived,
+            src,
+            target: None,
+            pieces,
+            all_produced: false,
+            sealed: false,
+            cuts: 0,
+            numbers,
+            parts,
+            undone: 0,
+            jobs,
+            outstanding: 0,
+            started: false,
+            dirty: false,
+            retries: 0,
+            ending: false,
+            work_requests: 0,
+            bytes: 0,
+        }
+    }
+}
+
 impl Sender {
     /// Opens a room. False if it is open already or has ended here; then its report is told again.
     pub fn open(&mut self, cx: &mut Cx<'_>, spec: SendRoom) -> bool {
@@ -117,38 +156,12 @@ impl Sender {
             return false;
         }
         let peer = spec.peer;
-        let room = Room {
-            spec,
-            cached: 0,
-            arrived: cx.now,
-            src: PageTable::default(),
-            target: None,
-            pieces: Vec::new(),
-            all_produced: false,
-            sealed: false,
-            cuts: 0,
-            numbers: Vec::new(),
-            parts: Vec::new(),
-            undone: 0,
-            jobs: Vec::new(),
-            outstanding: 0,
-            started: false,
-            dirty: false,
-            retries: 0,
-            ending: false,
-            work_requests: 0,
-            bytes: 0,
-        };
-        let index = match self.free_rooms.pop() {
-            Some(index) => {
-                self.rooms[index as usize] = Some(room);
-                index
-            }
-            None => {
-                self.rooms.push(Some(room));
-                (self.rooms.len() - 1) as u32
-            }
-        };
+        let index = self.free_rooms.pop().unwrap_or_else(|| {
+            self.rooms.push(None);
+            (self.rooms.len() - 1) as u32
+        });
+        let spare = self.spare_rooms.pop();
+        self.rooms[index as usize] = Some(Room::new(spec, cx.now, spare));
         self.by_key.insert(key, index);
         if let Some(link) = self.links.get_mut(&peer) {
             link.rooms.push(index);
@@ -370,24 +383,14 @@ impl Sender {
             let port = link.port_of(part.wire as usize, &self.memory);
             let found = room.jobs.iter().copied().find(|id| self.jobs[*id as usize].port == port);
             let id = found.unwrap_or_else(|| {
-                let job = JobState {
-                    room: index,
-                    port,
-                    parts: VecDeque::new(),
-                    left: 0,
-                    queued: false,
-                    blocked: None,
-                };
-                let id = match self.free_jobs.pop() {
-                    Some(id) => {
-                        self.jobs[id as usize] = job;
-                        id
-                    }
-                    None => {
-                        self.jobs.push(job);
-                        (self.jobs.len() - 1) as JobId
-                    }
-                };
+                let id = self.free_jobs.pop().unwrap_or_else(|| {
+                    self.jobs.push(JobState::default());
+                    (self.jobs.len() - 1) as JobId
+                });
+                let job = &mut self.jobs[id as usize];
+                // In the memory of one that is over.
+                let parts = std::mem::take(&mut job.parts);
+                *job = JobState { room: index, port, parts, ..JobState::default() };
                 room.jobs.push(id);
                 id
             });
@@ -488,6 +491,7 @@ impl Sender {
 
     /// Ends a room whose requests have all completed.
     pub(super) fn end(&mut self, cx: &mut Cx<'_>, index: u32, delivered: bool) {
+        self.drop_jobs(index);
         let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::take) else { return };
         let key = room.spec.key;
         let rules = self.config.rules;
@@ -504,14 +508,12 @@ impl Sender {
         }
         self.timers.cancel(key);
         self.tombstones.add(cx.now, key, report);
-        self.rooms[index as usize] = Some(room);
-        self.drop_jobs(index);
-        let room = self.rooms[index as usize].take();
-        if let Some(link) = room.and_then(|room| self.links.get_mut(&room.spec.peer)) {
+        if let Some(link) = self.links.get_mut(&room.spec.peer) {
             link.rooms.retain(|other| *other != index);
         }
         self.by_key.remove(&key);
         self.free_rooms.push(index);
+        self.spare_rooms.push(room);
     }
 
     /// Ends a room if nothing is left to do for it.
