@@ -290,6 +290,10 @@ impl Receiver {
         let whole = (0..room.ranks.len()).all(|rank| {
             let world = parallel.world_rank(group, rank as u32);
             let Some(memory) = self.memory.ranks.get(world as usize) else { return false };
+            // What arrived becomes visible to whoever computes on it; nothing to do for host memory.
+            if memory.pools.iter().any(|pool| cx.fabric.flush(pool.buf).is_err()) {
+                return false;
+            }
             let mut bytes = [0; AUX_BYTES as usize];
             let read = cx.fabric.read(memory.aux.buf, u64::from(room.slot) * SLOT_BYTES, &mut bytes);
             let row = AuxRow::from_bytes(&bytes);
@@ -299,8 +303,11 @@ impl Receiver {
                 && row.token == AuxRow::first_token(room.spec.request)
         });
         if !whole {
+            // Every sealed part has been seen, so this cannot be while the rules hold: decode must not start on it.
             self.stats.missing_aux += 1;
             cx.out.record(room.spec.request, Step::Corrupt);
+            self.fail(cx, key, Reason::Transfer, true);
+            return;
         }
         room.state = State::Success;
         self.unpromise(index);
