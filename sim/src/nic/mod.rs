@@ -6,4 +6,4 @@ mod profile;
 mod units;
 
 pub use profile::{Headers, NicProfile, ProfileError};
-pub use units::{Bandwidth, Duration, UnitError};
+pub use units::{Bandwidth, Duration};
