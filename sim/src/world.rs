@@ -6,7 +6,7 @@
 
 use crate::control::{Channel, ControlConfig};
 use crate::digest::Digest;
-use crate::fabric::{FabricEvent, Fabrics, Ready, ReadyWhat, Schedule};
+use crate::fabric::{FabricEvent, Fabrics, Ready, ReadyWhat};
 use crate::queue::EventQueue;
 use engine::fabric::{Completion, Event, Fabric as _};
 use engine::id::{CqId, NodeId, PortId, QpId};
@@ -612,11 +612,6 @@ impl World {
                 self.queue.push(at, Ev::Wake(node));
             }
         }
-    }
-
-    /// The world's event queue as the fabric sees it, for tests that use the fabric beside the nodes.
-    pub fn schedule(&mut self) -> &mut impl Schedule {
-        &mut self.queue
     }
 }
 

@@ -220,6 +220,6 @@ impl Default for TopologySpec {
 pub enum MemorySpec {
     /// Real bytes: every element can be compared, memory is what the cluster's is.
     Bytes,
-    /// Fingerprints: a missing, doubled or swapped slice is found, petabytes can be moved.
+    /// Only where each byte came from: a missing, doubled or swapped slice is found, petabytes can be moved.
     Phantom,
 }

@@ -19,8 +19,7 @@ pub enum Format {
     Vidur,
 }
 
-/// Tokens per prefix block of Mooncake's `hash_ids`.
-pub const BLOCK_TOKENS: u32 = 512;
+pub use engine::node::BLOCK_TOKENS;
 
 const TOKENS: &str = "a whole number of tokens from 1 to 268435456";
 const _: () = assert!(MAX_TOKENS == 268_435_456);

@@ -16,7 +16,6 @@ mod room;
 use super::config::TransferConfig;
 use super::memory::InstanceMemory;
 use super::news::News;
-use super::pages::PageTable;
 use super::pairing::Pairing;
 use super::tombstones::Tombstones;
 use crate::fabric::{Completion, Error, Event, Fabric, Plan};
@@ -263,11 +262,5 @@ impl Sender {
 
     fn room_mut(&mut self, index: u32) -> Option<&mut Room> {
         self.rooms.get_mut(index as usize).and_then(Option::as_mut)
-    }
-
-    /// The pages that a room reads from.
-    pub fn pages_of(&self, key: &RoomKey) -> Option<&PageTable> {
-        let index = *self.by_key.get(key)?;
-        self.rooms.get(index as usize)?.as_ref().map(|room| &room.src)
     }
 }
