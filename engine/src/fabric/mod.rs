@@ -11,12 +11,20 @@
 //! Where a rule below has no other source it is the InfiniBand Architecture Specification, volume 1, chapters
 //! 9 to 11, as implemented by Linux (drivers/infiniband) and documented in the libibverbs manual pages.
 
+mod absent;
 mod completion;
+mod device;
+mod duo;
 mod memory;
 mod qp;
+#[cfg(feature = "verbs")]
+pub mod verbs;
 mod work;
 
+pub use absent::Absent;
 pub use completion::{Completion, Done, Event, Failed, Opcode, Status};
+pub use device::{Device, DeviceConfig, GidChoice, Reach};
+pub use duo::Duo;
 pub use memory::{Access, Content, Extent, Grid, Memory, Mr};
 pub use qp::{
     Endpoint, Gid, Limits, LinkLayer, Port, QpSpec, QpState, Recv, RnrTimer, Rtr, Rts, SrqSpec, Step,

@@ -1,0 +1,1 @@
+//! The real driver: operating system clock, ZeroMQ sockets, completion polling.

@@ -1,0 +1,2 @@
+//! The fabric on libibverbs.
+#![allow(unsafe_code)]
