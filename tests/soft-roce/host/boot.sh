@@ -84,6 +84,6 @@ last_words() {
     grep -v '^qemu-system-x86_64: terminating on signal' "$job/qemu" >&2 || :
     if [ -s "$job/console" ]; then
         say "the last lines of the guest's console:"
-        tail -n 25 "$job/console" | tr -d '\r' >&2
+        tail -n 40 "$job/console" | tr -d '\r' >&2
     fi
 }

@@ -12,7 +12,7 @@ PARTS="arch/x86/crypto crypto lib drivers/infiniband drivers/virtio drivers/char
 
 # Sets $kernel (the folder), $version and $initrd.
 prepare_kernel() {
-    mkdir -p "$CACHE" || give_up "cannot make the cache folder $CACHE; name another in KVRAIL_CACHE"
+    mkdir -p "$CACHE" || lacking "cannot make the cache folder $CACHE; name another in KVRAIL_CACHE"
     exec 9>"$CACHE/lock"
     flock 9
     kernel=${KVRAIL_GUEST_KERNEL:-$CACHE/kernel}
@@ -21,7 +21,7 @@ prepare_kernel() {
     fi
     version=$(cd "$kernel/lib/modules" 2>/dev/null && ls | head -n 1)
     [ -n "$version" ] && [ -e "$kernel/boot/vmlinuz-$version" ] ||
-        give_up "no kernel in $kernel: boot/vmlinuz-VERSION and lib/modules/VERSION should be there"
+        lacking "no kernel in $kernel: boot/vmlinuz-VERSION and lib/modules/VERSION should be there"
     initrd=$CACHE/initrd-$version
     if [ ! -e "$initrd" ] || [ "$HERE/guest/init" -nt "$initrd" ] || [ "$HERE/host/kernel.sh" -nt "$initrd" ]; then
         build_initrd
@@ -30,14 +30,14 @@ prepare_kernel() {
 }
 
 download_kernel() {
-    there apt-get || give_up "no apt-get to download a kernel with; unpack one and name its folder in KVRAIL_GUEST_KERNEL"
+    there apt-get || lacking "no apt-get to download a kernel with; unpack one and name its folder in KVRAIL_GUEST_KERNEL"
     local package part new=$CACHE/kernel.new
     package=$(apt-cache depends linux-image-amd64 2>/dev/null | awk '/Depends: linux-image-/ { print $2; exit }')
     if [ -z "$package" ] && may_install; then
         $SUDO apt-get update -qq >&2 || :
         package=$(apt-cache depends linux-image-amd64 2>/dev/null | awk '/Depends: linux-image-/ { print $2; exit }')
     fi
-    [ -n "$package" ] || give_up "apt knows no linux-image-amd64 (is this Debian? then: ${SUDO:+$SUDO }apt-get update); or unpack a kernel
+    [ -n "$package" ] || lacking "apt knows no linux-image-amd64 (is this Debian? then: ${SUDO:+$SUDO }apt-get update); or unpack a kernel
     package and name its folder in KVRAIL_GUEST_KERNEL"
     say "downloading $package, which is not installed, only unpacked into $CACHE"
     rm -rf "$new"
@@ -45,7 +45,7 @@ download_kernel() {
     # As this user: the folder is not one that apt's own user may write to.
     local download=(apt-get -qq -o "APT::Sandbox::User=$(id -un)" download "$package")
     (cd "$new/deb" && { "${download[@]}" || { may_install && $SUDO apt-get update -qq && "${download[@]}"; }; }) >&2 ||
-        give_up "cannot download $package (old package lists? ${SUDO:+$SUDO }apt-get update)"
+        lacking "cannot download $package (old package lists? ${SUDO:+$SUDO }apt-get update)"
     local patterns=('./boot/vmlinuz-*' './lib/modules/*/modules.*' './usr/lib/modules/*/modules.*')
     set -f
     for part in $PARTS; do
@@ -57,10 +57,10 @@ download_kernel() {
     rm -rf "$new/deb"
     [ -d "$new/lib" ] || [ ! -d "$new/usr/lib" ] || mv "$new/usr/lib" "$new/lib"
     local unpacked
-    unpacked=$(ls "$new/lib/modules" 2>/dev/null) || give_up "$package holds no lib/modules"
+    unpacked=$(ls "$new/lib/modules" 2>/dev/null) || lacking "$package holds no lib/modules"
     depmod -b "$new" "$unpacked" 2>/dev/null || :
     for part in $EARLY $LATE; do
-        modprobe -d "$new" -S "$unpacked" --show-depends "$part" >/dev/null 2>&1 || give_up "$package has no module $part, or not all that it needs"
+        modprobe -d "$new" -S "$unpacked" --show-depends "$part" >/dev/null 2>&1 || lacking "$package has no module $part, or not all that it needs"
     done
     touch "$new/complete"
     rm -rf "$kernel"
@@ -86,7 +86,7 @@ build_initrd() {
             esac
             echo "$name" >>"$tree/modules/order"
         done < <(modprobe -d "$kernel" -S "$version" --show-depends "$module" || echo failed)
-        grep -q . "$tree/modules/order" || give_up "cannot find module $module of kernel $version in $kernel"
+        grep -q . "$tree/modules/order" || lacking "cannot find module $module of kernel $version in $kernel"
     done
     (cd "$tree" && find . -print0 | cpio --null -o -H newc --quiet | gzip -1) >"$initrd.new"
     mv "$initrd.new" "$initrd"
