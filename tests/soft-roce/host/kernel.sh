@@ -19,7 +19,7 @@ prepare_kernel() {
     if [ -z "${KVRAIL_GUEST_KERNEL:-}" ] && [ ! -e "$kernel/complete" ]; then
         download_kernel
     fi
-    version=$(cd "$kernel/lib/modules" 2>/dev/null && ls | head -n 1)
+    version=$(ls "$kernel/lib/modules" 2>/dev/null | head -n 1 || :)
     [ -n "$version" ] && [ -e "$kernel/boot/vmlinuz-$version" ] ||
         lacking "no kernel in $kernel: boot/vmlinuz-VERSION and lib/modules/VERSION should be there"
     initrd=$CACHE/initrd-$version
