@@ -82,7 +82,7 @@ fn records_have_their_time_and_deadlines_wake() {
     let mut ended: Option<(Time, Step)> = None;
     while ended.is_none() && driver::now() < before + Span::s(10) {
         spoke.turn(&[], driver::now() + Span::s(1)).expect("turn");
-        ended = spoke.records().map(|(at, record)| (at, record.step)).last();
+        ended = spoke.records().map(|(at, record)| (at, record.step)).next_back();
     }
     let (at, step) = ended.expect("a record");
     assert_eq!(step, Step::Failed(Reason::NoInstance));
@@ -92,13 +92,15 @@ fn records_have_their_time_and_deadlines_wake() {
 
 #[test]
 fn a_restarted_registry_finds_its_clients_again() {
-    let context = Context::new();
-    let mut first = hub(&context, 1, "tcp://127.0.0.1:*");
+    let (context, dying) = (Context::new(), Context::new());
+    let mut first = hub(&dying, 1, "tcp://127.0.0.1:*");
     let address = first.link().address().expect("address");
     let mut node = spoke(&context, 1, 1, &address);
     until(&mut first, &mut [&mut node], |hub, _| routers(hub) == 1);
     let before: Vec<_> = first.node().instances().collect();
     drop(first);
+    // Waits until its port is free.
+    drop(dying);
     // Frames for the dead registry wait in the socket, and reach the new one: stale, and harmless.
     for _ in 0..20 {
         node.turn(&[], driver::now() + Span::ms(20)).expect("turn");
