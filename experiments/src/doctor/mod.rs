@@ -8,6 +8,8 @@ mod host;
 mod settings;
 mod sysfs;
 mod table;
+#[cfg(feature = "verbs")]
+mod verbs;
 
 use std::path::Path;
 
@@ -15,7 +17,7 @@ use serde::Serialize;
 
 pub use host::{Gpu, Host, HugePages};
 pub use settings::{Rail, Setting};
-pub use sysfs::{Device, GidEntry, Port};
+pub use sysfs::{Capabilities, Device, GidEntry, Port};
 
 use crate::spec::Spec;
 
@@ -86,9 +88,15 @@ pub fn build() -> Build {
 /// Looks at the host whose files lie below `root`, for an experiment with these settings.
 #[must_use]
 pub fn examine(root: &Path, build: Build, spec: &Spec) -> Report {
-    let (host, devices) = (host::host(root), sysfs::devices(root));
+    #[cfg_attr(not(feature = "verbs"), expect(unused_mut))]
+    let (host, mut devices) = (host::host(root), sysfs::devices(root));
     let mut rails: Vec<Rail> = Vec::new();
     let mut findings = advice::host(&host, &build);
+    // libibverbs knows this host only.
+    #[cfg(feature = "verbs")]
+    if root == Path::new("/") {
+        findings.extend(verbs::look(&mut devices));
+    }
     findings.extend(advice::devices(&devices, &host));
     for (side, config) in settings::sides(spec) {
         match settings::pick_ports(&devices, &config) {

@@ -27,8 +27,29 @@ pub struct Device {
     pub uverbs: Option<String>,
     /// Whether this user may open that.
     pub may_open: bool,
+    /// What it can do; none where libibverbs was not asked.
+    pub can: Option<Capabilities>,
     /// Its ports, by number.
     pub ports: Vec<Port>,
+}
+
+/// What a device can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Capabilities {
+    /// Queue pairs.
+    pub queue_pairs: u32,
+    /// Work requests of a queue.
+    pub send_depth: u32,
+    /// Ranges of a work request.
+    pub sge: u32,
+    /// Inline bytes of a work request.
+    pub inline: u32,
+    /// READs and atomics that a queue pair has outstanding.
+    pub rd_atomic: u8,
+    /// Whether it registers dmabufs, such as GPU memory.
+    pub dmabuf: bool,
+    /// Whether it registers memory without pinning it.
+    pub on_demand_paging: bool,
 }
 
 /// A port.
@@ -160,6 +181,7 @@ pub(super) fn devices(root: &Path) -> Vec<Device> {
             numa: text(&folder.join("device/numa_node")).and_then(|node| node.parse().ok()),
             uverbs,
             may_open,
+            can: None,
             ports,
             name,
         }

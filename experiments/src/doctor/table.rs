@@ -82,6 +82,20 @@ impl Report {
         );
         words.extend(device.uverbs.as_ref().map(|uverbs| format!("/dev/infiniband/{uverbs}")));
         row(out, "device", &format!("{}: {}", device.name, words.join(", ")));
+        if let Some(can) = &device.can {
+            let yes = |can: bool| if can { "" } else { "no " };
+            let text = format!(
+                "at most {} queue pairs, {} work requests in each, {} SGEs, {} inline bytes, {} reads; {}dmabuf, {}on-demand paging",
+                can.queue_pairs,
+                can.send_depth,
+                can.sge,
+                can.inline,
+                can.rd_atomic,
+                yes(can.dmabuf),
+                yes(can.on_demand_paging)
+            );
+            row(out, "", &text);
+        }
         for port in &device.ports {
             self.port(out, device, port);
         }
