@@ -2,7 +2,8 @@
 //!
 //! 64 clients (4 routers, 30 prefill, 30 decode) with a DEALER each, in 2 threads, over TCP on this host. Requests come at a fixed rate, whatever has
 //! become of earlier ones: Create, two Assign, Publish, Report, Done, with the heartbeats and acknowledgements that real clients
-//! send. The frames that clients sent are then sent to the echo, at their times.
+//! send. Each message leaves at once, in a frame of its own: clients under load would put many into one. The frames that clients sent
+//! are then sent to the echo, at their times.
 //!
 //! - Capacity: the most requests per second over rising rates; of the echo, the frames of those requests, sent faster and faster.
 //! - Latency at half the registry's capacity: from when a message should leave its client until it is at its addressee; of the echo,
@@ -177,7 +178,6 @@ struct Peer {
     generating: VecDeque<(Time, RoomKey)>,
     log: Log,
     latencies: Vec<u64>,
-    dirty: bool,
 }
 
 impl Peer {
@@ -202,7 +202,6 @@ impl Peer {
             generating: VecDeque::new(),
             log: Vec::new(),
             latencies: Vec::new(),
-            dirty: true,
         }
     }
 
@@ -211,7 +210,7 @@ impl Peer {
             && (self.role != Role::Router || self.members.iter().flatten().count() == 2 * SIDE)
     }
 
-    fn create(&mut self, room: u64) {
+    fn create(&mut self, room: u64, shared: &Shared) {
         let (prefill, decode) =
             (ROUTERS + room as usize % SIDE, ROUTERS + SIDE + (room as usize * 7 / 3) % SIDE);
         let request = Request {
@@ -224,8 +223,25 @@ impl Peer {
         let member = |node: usize| self.members[node].expect("joined");
         let key = RoomKey { room: Room(room), attempt: 0 };
         let message = Message::Create { key, prefill: member(prefill), decode: member(decode), request };
-        self.client.send(&message);
-        self.dirty = true;
+        self.say(&message, shared);
+    }
+
+    /// In a frame of its own.
+    fn say(&mut self, message: &Message, shared: &Shared) {
+        self.client.send(message);
+        self.flush(driver::now(), shared);
+    }
+
+    fn flush(&mut self, now: Time, shared: &Shared) {
+        self.client.flush(now, &mut self.out);
+        for (_, frame) in self.out.frames() {
+            if shared.start() <= now {
+                self.log.push((now.since(shared.start()), frame.to_vec()));
+            }
+            // What does not fit into the queue the session sends again.
+            let _ = self.socket.send(frame, zmq::DONTWAIT);
+        }
+        self.out.clear();
     }
 
     /// Takes what has come. Whether something has.
@@ -240,7 +256,6 @@ impl Peer {
                 self.take(now, event, shared);
             }
         }
-        self.dirty |= worked;
         worked
     }
 
@@ -259,11 +274,11 @@ impl Peer {
             Message::Assign { key, peer, .. } => {
                 self.took(now, shared.arrival(key.room.0));
                 if self.known.insert(peer) {
-                    self.client.send(&Message::Query { instance: peer });
+                    self.say(&Message::Query { instance: peer }, shared);
                 }
                 if self.role == Role::Decode {
                     shared.published[key.room.0 as usize % STAMPS].store(now.0, Relaxed);
-                    self.client.send(&Message::Publish(pages(key)));
+                    self.say(&Message::Publish(pages(key)), shared);
                     self.generating.push_back((now + GENERATION, key));
                 }
             }
@@ -271,7 +286,7 @@ impl Peer {
                 let since = shared.published[list.key.room.0 as usize % STAMPS].load(Relaxed);
                 self.took(now, Time(since));
                 let report = Report { delivered: true, clean: true };
-                self.client.send(&Message::Report { key: list.key, report });
+                self.say(&Message::Report { key: list.key, report }, shared);
             }
             Message::Done { key, outcome } => {
                 assert_eq!(outcome, Outcome::Finished);
@@ -283,27 +298,17 @@ impl Peer {
         }
     }
 
-    /// Does what is due and sends what there is.
-    fn turn(&mut self, shared: &Shared, recorded: bool) {
+    /// Does what is due.
+    fn turn(&mut self, shared: &Shared) {
         let now = driver::now();
         while self.generating.front().is_some_and(|(at, _)| *at <= now) {
             let Some((at, key)) = self.generating.pop_front() else { break };
             shared.finished[key.room.0 as usize % STAMPS].store(at.0, Relaxed);
-            self.client.send(&Message::Done { key, outcome: Outcome::Finished });
-            self.dirty = true;
+            self.say(&Message::Done { key, outcome: Outcome::Finished }, shared);
         }
-        if !std::mem::take(&mut self.dirty) && self.client.deadline() > now {
-            return;
+        if self.client.deadline() <= now {
+            self.flush(now, shared);
         }
-        self.client.flush(now, &mut self.out);
-        for (_, frame) in self.out.frames() {
-            if recorded {
-                self.log.push((now.since(shared.start()), frame.to_vec()));
-            }
-            // What does not fit into the queue the session sends again.
-            let _ = self.socket.send(frame, zmq::DONTWAIT);
-        }
-        self.out.clear();
     }
 }
 
@@ -332,13 +337,13 @@ fn clients(address: &str, thread: usize, shared: &Shared) -> Vec<Peer> {
             assert!(now.since(shared.start()) < PATIENCE, "{over} of {} rooms are over", shared.rooms);
             while let Some(room) = rooms.next_if(|room| shared.arrival(*room) <= now) {
                 let router = room as usize % ROUTERS;
-                all.iter_mut().find(|client| client.node == router).expect("a router").create(room);
+                all.iter_mut().find(|client| client.node == router).expect("a router").create(room, shared);
             }
         }
         let mut worked = false;
         for client in &mut all {
             worked |= client.receive(shared);
-            client.turn(shared, began);
+            client.turn(shared);
         }
         if !told && all.iter().all(Peer::is_ready) {
             told = true;
@@ -537,7 +542,7 @@ fn main() {
         sample.frames_per_s / sample.rooms_per_s,
         sample.bytes as f64 / sample.frames as f64
     );
-    let offered = sample.frames as f64 / seconds(span);
+    let offered = sample.frames_per_s;
     let faster = best(1.0, |faster| {
         let run = echo(&sample, faster);
         eprintln!("echo: {:.0} frames/s offered, {:.0} handled", offered * faster, run.frames_per_s);
