@@ -8,6 +8,7 @@
 pub mod build;
 pub mod cli;
 pub mod compute;
+pub mod doctor;
 pub mod nic;
 mod processes;
 pub mod report;

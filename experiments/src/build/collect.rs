@@ -129,6 +129,11 @@ impl Collector {
         self.ended
     }
 
+    /// The part of the requests that arrived which is final, 0 to 1.
+    pub(crate) fn share(&self) -> f64 {
+        if self.rows.is_empty() { 0.0 } else { self.ended as f64 / self.rows.len() as f64 }
+    }
+
     /// Whether all that arrived are.
     pub(crate) fn all_final(&self) -> bool {
         self.ended == self.rows.len() as u64

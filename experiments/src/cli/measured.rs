@@ -1,15 +1,17 @@
 //! `kvrail run --fabric verbs`.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use engine::driver;
 use engine::time::Span;
 
 use super::progress::Meter;
 use super::run::{all_seeds, prepare, reasons, verdict, write};
 use super::{Failure, RunArgs, interrupt, print};
-use crate::build::{self, RunError};
+use crate::build::{self, Progress, RunError};
 use crate::processes::local::Local;
 use crate::processes::{Elsewhere, Hub, Measured, available, measure};
 use crate::report::{Digest, RunResult, Summary, beside, check};
@@ -90,6 +92,9 @@ fn one(
     index: usize,
 ) -> Result<Measured, Failure> {
     let patience = Span::s(args.patience.into());
+    let meter = meter.of(index);
+    let shown = !args.quiet && !std::io::stderr().is_terminal();
+    let progress = Lines { inner: &meter, shown, next: AtomicU64::new(0), said: AtomicU64::new(0) };
     let address = args.collect.as_deref().unwrap_or("tcp://127.0.0.1:*");
     if args.external {
         let mut hub = Hub::bind(spec, address).map_err(RunError::from)?;
@@ -100,7 +105,7 @@ fn one(
                 hub.address().map_err(RunError::from)?
             );
         }
-        return Ok(measure(spec, seed, &mut hub, &mut Elsewhere, patience, &meter.of(index))?);
+        return Ok(measure(spec, seed, &mut hub, &mut Elsewhere, patience, &progress)?);
     }
     // Nodes read the experiment as it was written, so that what this process was told holds for them too.
     let file = folder.join("experiment.yaml");
@@ -108,5 +113,28 @@ fn one(
     let mut hub = Hub::bind(&read, address).map_err(RunError::from)?;
     let address = hub.address().map_err(RunError::from)?;
     let mut local = Local::start(&read, seed, &file, &address)?;
-    Ok(measure(&read, seed, &mut hub, &mut local, patience, &meter.of(index))?)
+    Ok(measure(&read, seed, &mut hub, &mut local, patience, &progress)?)
+}
+
+/// Progress where there is no terminal: a line a second, for logs and whoever reads them.
+struct Lines<'a> {
+    inner: &'a dyn Progress,
+    shown: bool,
+    /// When the next line may come, ps of this process's clock.
+    next: AtomicU64,
+    /// Requests that the last line told.
+    said: AtomicU64,
+}
+
+impl Progress for Lines<'_> {
+    fn update(&self, ended: u64, fraction: f64, ps: u64) -> bool {
+        let now = driver::now();
+        let due = now.0 >= self.next.load(Ordering::Relaxed) && ended > self.said.load(Ordering::Relaxed);
+        if self.shown && due {
+            self.next.store((now + Span::s(1)).0, Ordering::Relaxed);
+            self.said.store(ended, Ordering::Relaxed);
+            let _ = writeln!(std::io::stderr(), "{ended} requests ended");
+        }
+        self.inner.update(ended, fraction, ps)
+    }
 }

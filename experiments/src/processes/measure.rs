@@ -361,7 +361,7 @@ pub(crate) fn measure(
             last_end = last_end.max(end);
         }
         hub.look_for_lost(host, silence)?;
-        if !progress.update(run.ended(), requests.fraction(), now.since(zero).0) {
+        if !progress.update(run.ended(), requests.fraction() * run.share(), now.since(zero).0) {
             return Err(RunError::Interrupted);
         }
         if let Some(why) = &hub.members[ROUTER.index()].lost {

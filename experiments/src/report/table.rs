@@ -83,7 +83,7 @@ pub fn beside(simulated: &Summary, nic: &str, measured: &Summary) -> String {
         "{}: {} requests: {} succeeded, {} failed, {} rejected",
         measured.name, r.total, r.succeeded, r.failed, r.rejected
     );
-    let _ = writeln!(out, "{:<22}{:<36}{}", "", format!("simulated ({nic})"), "measured");
+    let _ = writeln!(out, "{:<22}{:<36}measured", "", format!("simulated ({nic})"));
     let head = format!("{:>10}{:>10}{:>10}", "p50", "p90", "p99");
     let _ = writeln!(out, "{:<16}{head}{:<6}{head}", "ms", "");
     for (name, s, m) in [
