@@ -10,6 +10,7 @@ pub mod cli;
 pub mod compute;
 pub mod doctor;
 pub mod nic;
+mod processes;
 pub mod report;
 pub mod spec;
 pub mod workload;

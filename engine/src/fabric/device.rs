@@ -15,6 +15,23 @@ pub trait Device: Fabric {
     /// Takes in what made descriptors readable, so that they no longer are; never blocks. Asynchronous events then wait
     /// in [`Fabric::next_event`].
     fn wake(&mut self);
+    /// What exists on it now. After shutdown everything must be zero.
+    fn objects(&self) -> Objects;
+}
+
+/// Objects that exist on a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// Buffers.
+    pub buffers: usize,
+    /// Memory registrations.
+    pub memory_regions: usize,
+    /// Queue pairs.
+    pub queue_pairs: usize,
+    /// Completion queues.
+    pub completion_queues: usize,
+    /// Shared receive queues.
+    pub shared_receive_queues: usize,
 }
 
 impl Device for Absent {
@@ -28,6 +45,9 @@ impl Device for Absent {
         &[]
     }
     fn wake(&mut self) {}
+    fn objects(&self) -> Objects {
+        Objects::default()
+    }
 }
 
 /// Which address of a RoCE port's table is used.
