@@ -13,7 +13,7 @@ pub trait Device: Fabric {
     /// Descriptors that become readable with a completion on an armed queue or an asynchronous event.
     fn descriptors(&self) -> &[RawFd];
     /// Takes in what made descriptors readable, so that they no longer are; never blocks. Asynchronous events then wait
-    /// in [`Fabric::next_event`].
+    /// in [`Fabric::next_event`], and come there in no other way: a driver that polls without sleeping calls this now and then, too.
     fn wake(&mut self);
     /// What exists on it now. After shutdown everything must be zero.
     fn objects(&self) -> Objects;
