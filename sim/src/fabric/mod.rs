@@ -22,6 +22,7 @@
 mod arrive;
 mod calls;
 mod counters;
+mod duo;
 mod exec;
 mod faults;
 mod host;
@@ -33,6 +34,7 @@ mod remains;
 mod serve;
 
 pub use counters::{Counters, Objects};
+pub use duo::{DuoError, DuoSpec, SimDuo};
 pub use host::SimFabric;
 
 use crate::net::{Fluid, Network, Topology};
@@ -245,7 +247,7 @@ impl Fabrics {
     /// A node's call begins: its fabric calls happen at `now`.
     pub fn begin_call(&mut self, host: usize, now: Time) {
         let own = &mut self.hosts[host];
-        (own.now, own.cpu) = (now, Span(0));
+        (own.now, own.cpu, own.spun) = (now, Span(0), Span(0));
     }
 
     /// A node's call is over: what it posted starts to move. Returns the CPU time that its fabric calls took. `ready` gets what
