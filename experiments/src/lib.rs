@@ -9,6 +9,7 @@ pub mod build;
 pub mod cli;
 pub mod compute;
 pub mod nic;
+pub mod perftest;
 pub mod report;
 pub mod spec;
 pub mod workload;

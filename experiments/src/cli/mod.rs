@@ -7,6 +7,7 @@ mod check;
 mod flows;
 mod interrupt;
 mod models;
+mod perftest;
 mod progress;
 mod run;
 
@@ -60,6 +61,8 @@ enum Command {
     Flows(FlowsArgs),
     /// List the model presets with their bytes of KV per token
     Models(ModelsArgs),
+    /// Measure bandwidth or latency of single operations, on a simulated NIC or a real device
+    Perftest(perftest::PerftestArgs),
 }
 
 #[derive(Args)]
@@ -187,6 +190,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::check(&args),
         Command::Flows(args) => flows::flows(&args),
         Command::Models(args) => models::models(&args),
+        Command::Perftest(args) => perftest::perftest(&args),
     };
     match done {
         Ok(()) => ExitCode::from(status::DONE),
