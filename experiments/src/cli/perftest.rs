@@ -12,7 +12,7 @@ use clap::{ArgGroup, Args};
 use engine::fabric::{Limits, LinkLayer, Port};
 use engine::time::Span;
 use models::Picos;
-use sim::fabric::{DuoSpec, SimDuo};
+use sim::fabric::duo::{DuoSpec, SimDuo};
 
 use super::{Failure, interrupt, print, status};
 use crate::nic;
@@ -136,6 +136,8 @@ fn simulate(args: &PerftestArgs, name: &str, options: &Options, sizes: &[u32]) -
     let spec = DuoSpec {
         link_layer: if args.link_layer == "infiniband" { LinkLayer::InfiniBand } else { LinkLayer::Ethernet },
         link: Span(args.link.0),
+        gbps: profile.rate.bits_per_s() as f64 / 1e9,
+        mtu: profile.mtu,
         nic: profile,
         ..DuoSpec::default()
     };
@@ -149,7 +151,7 @@ fn simulate(args: &PerftestArgs, name: &str, options: &Options, sizes: &[u32]) -
     let refused = |error: &dyn std::fmt::Display| Failure::input(format_args!("--nic {name}: {error}"));
     // Every size starts from the same state, so a size's figures do not depend on the ones before.
     sweep(args, options, sizes, &limits, about, |test, watch| {
-        let mut duo = SimDuo::new(&spec).map_err(|error| refused(&error))?;
+        let mut duo = SimDuo::new(spec.clone()).map_err(|error| refused(&error))?;
         Ok(local::run(&mut duo, test, Clock::Virtual, watch)?)
     })
 }

@@ -1,7 +1,7 @@
 //! What one pair of ports can do: bandwidth and latency of single operations, as linux-rdma/perftest measures them.
 //!
 //! A [`Test`] is one measurement at one message size. Each side of it is a [`half`](Half): a state machine that makes one fabric call
-//! a step, so the same halves run in virtual time ([`local`] over [`sim::fabric::SimDuo`]), on two ports of one process ([`local`] over
+//! a step, so the same halves run in virtual time ([`local`] over [`sim::fabric::duo::SimDuo`]), on two ports of one process ([`local`] over
 //! real devices), and on two hosts ([`remote`]). [`Figures`] are what comes out; [`table`] and [`csv`] print them.
 //!
 //! Definitions (linux-rdma/perftest, perftest_resources.c and perftest_parameters.c):

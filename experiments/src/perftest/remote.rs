@@ -250,7 +250,7 @@ mod tests {
     use super::super::spec::{Metric, Op, Options};
     use super::*;
     use engine::fabric::{Absent, Duo as _};
-    use sim::fabric::{DuoSpec, SimDuo};
+    use sim::fabric::duo::{DuoSpec, SimDuo};
     use sim::nic::NicProfile;
     use std::net::TcpListener;
 
@@ -280,7 +280,7 @@ mod tests {
     }
 
     fn card(test: &Test) -> Card {
-        let mut duo = SimDuo::new(&DuoSpec::default()).unwrap();
+        let mut duo = SimDuo::new(DuoSpec::default()).unwrap();
         let mut card = None;
         duo.call(0, &mut |fabric| card = Some(End::make(fabric, test, false).unwrap().card(fabric).unwrap()));
         card.unwrap()
@@ -289,12 +289,18 @@ mod tests {
     #[test]
     fn closing_after_the_hello_is_no_error_and_garbage_is_one() {
         against(|stream| drop(Initiator::new(stream).unwrap())).unwrap();
-        let error = against(|mut stream| stream.write_all(b"GET / HTTP/1.1\r\n").unwrap()).unwrap_err();
-        assert!(error.to_string().contains("does not speak"), "{error}");
-        let error = against(|mut stream| stream.write_all(b"\"end\"").unwrap()).unwrap_err();
-        assert!(error.to_string().contains("in the middle of a message of 5 bytes"), "{error}");
-        let error = against(|mut stream| stream.write_all(b"\"end\"\n").unwrap()).unwrap_err();
-        assert!(error.to_string().contains("expected a test"), "{error}");
+        for (said, heard) in [
+            (&b"GET / HTTP/1.1\r\n"[..], "does not speak"),
+            (b"\"end\"", "in the middle of a message of 5 bytes"),
+            (b"\"end\"\n", "expected a test"),
+        ] {
+            let error = against(move |stream| {
+                let mut peer = Initiator::new(stream).unwrap().peer;
+                peer.stream.get_mut().write_all(said).unwrap();
+            });
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(heard), "{error}");
+        }
     }
 
     #[test]

@@ -186,7 +186,7 @@ impl Options {
             signal_every,
             iterations,
             warm_up: (iterations / 10).clamp(1, 100),
-            receives: 512.min(limits.max_qp_wr).max(1),
+            receives: 512.min(limits.max_qp_wr).min(limits.max_cqe / self.qps.unwrap_or(1).max(1)).max(1),
         };
         test.check(limits)?;
         Ok(test)

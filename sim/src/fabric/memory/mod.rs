@@ -5,6 +5,7 @@ mod cell;
 mod columns;
 mod phantom;
 
+use super::Mistakes;
 use engine::fabric::{Access, Content, Error, Extent, Grid, Memory as Kind, Mr, Result, Status};
 use engine::id::{BufId, LKey, MrId, PortId, RKey};
 use engine::map::Map;
@@ -91,6 +92,7 @@ pub(crate) struct Memory {
     rkeys: Map<u32, u32>,
     next_addr: u64,
     keys: ChaCha8Rng,
+    mistakes: Mistakes,
 }
 
 impl Memory {
@@ -104,7 +106,12 @@ impl Memory {
             rkeys: Map::default(),
             next_addr: base,
             keys,
+            mistakes: Mistakes::default(),
         }
+    }
+
+    pub(crate) fn set_mistakes(&mut self, mistakes: Mistakes) {
+        self.mistakes = mistakes;
     }
 
     /// Only what a device that goes on reading needs: the registrations and these buffers.
@@ -273,17 +280,30 @@ impl Memory {
         let region =
             self.regions.get_mut(mr.index()).and_then(Option::take).ok_or(Error::NoSuch("memory region"))?;
         self.lkeys.remove(&region.lkey);
-        self.rkeys.remove(&region.rkey);
         if let Some(buffer) = &mut self.buffers[region.buf.index()] {
             buffer.regions -= 1;
         }
-        Ok((region.port, region.span.end - region.span.start))
+        let what = (region.port, region.span.end - region.span.start);
+        if self.mistakes.stale_rkeys {
+            self.regions[mr.index()] = Some(region);
+        } else {
+            self.rkeys.remove(&region.rkey);
+        }
+        Ok(what)
+    }
+
+    /// [`Mistakes::range_off_by_one`]: one byte over the end, but not out of the buffer.
+    fn runs_over(&self, region: &Region, end: u64) -> bool {
+        let size = self.get(region.buf).map_or(0, |buffer| buffer.grid.len());
+        end == region.span.end - region.span.start + 1 && region.span.start + end <= size
     }
 
     fn spot(&self, id: Option<&u32>, port: PortId, addr: u64, len: u64) -> Option<(&Region, Spot)> {
         let region = self.regions[*id? as usize].as_ref()?;
         let offset = addr.checked_sub(region.addr)?;
-        let fits = offset.checked_add(len)? <= region.span.end - region.span.start;
+        let end = offset.checked_add(len)?;
+        let size = region.span.end - region.span.start;
+        let fits = end <= size || self.mistakes.range_off_by_one && self.runs_over(region, end);
         (region.port == port && fits)
             .then(|| (region, Spot { buf: region.buf.0, at: region.span.start + offset }))
     }
