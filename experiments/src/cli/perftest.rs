@@ -302,3 +302,137 @@ mod real {
         Err(none(device))
     }
 }
+
+/// On devices of this host.
+#[cfg(feature = "verbs")]
+mod real {
+    use super::*;
+    use crate::perftest::remote::{self, Initiator};
+    use engine::fabric::verbs::{VerbsDuo, VerbsFabric};
+    use engine::fabric::{DeviceConfig, Fabric};
+    use engine::time::Time;
+    use std::net::{TcpListener, TcpStream};
+
+    /// How long the other side may take to start.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn config(device: &str) -> Result<DeviceConfig, Failure> {
+        if device.trim().is_empty() {
+            return Err(Failure::input("--device: expected the name of a device, as mlx5_0 or mlx5_0/1"));
+        }
+        Ok(DeviceConfig { devices: vec![device.trim().to_owned()], ..DeviceConfig::default() })
+    }
+
+    fn open(device: &str) -> Result<VerbsFabric, Failure> {
+        if device.contains(',') {
+            return Err(Failure::input(format_args!(
+                "--device {device}: one device; the other end is on the other host"
+            )));
+        }
+        VerbsFabric::open(&config(device)?)
+            .map_err(|error| environment(format_args!("--device {device}: {error}")))
+    }
+
+    fn clock() -> impl Fn() -> Time {
+        let start = Instant::now();
+        move || Time(u64::try_from(start.elapsed().as_nanos() * 1000).unwrap_or(u64::MAX))
+    }
+
+    fn place(option: &str, text: &str) -> Result<String, Failure> {
+        let place = text.strip_prefix("tcp://").filter(|rest| {
+            rest.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        });
+        place.map(str::to_owned).ok_or_else(|| {
+            Failure::input(format_args!("{option} {text}: expected tcp://HOST:PORT, as tcp://node1:18515"))
+        })
+    }
+
+    pub(super) fn local(
+        args: &PerftestArgs,
+        device: &str,
+        options: &Options,
+        sizes: &[u32],
+    ) -> Result<(), Failure> {
+        let names: Vec<&str> = device.split(',').collect();
+        let (first, second) = match names[..] {
+            [one] => (config(one)?, config(one)?),
+            [one, two] => (config(one)?, config(two)?),
+            _ => return Err(Failure::input(format_args!("--device {device}: expected DEV or DEV,DEV"))),
+        };
+        let mut duo = VerbsDuo::open([&first, &second])
+            .map_err(|error| environment(format_args!("--device {device}: {error}")))?;
+        let limits = both(*duo.side(0).limits(), duo.side(1).limits());
+        let ends = if names.len() == 1 { "both ends on one device" } else { "both ends in one process" };
+        let about = about(duo.side(0).ports().first(), device, ends);
+        sweep(args, options, sizes, &limits, about, |test, watch| {
+            Ok(local::run(&mut duo, test, Clock::Real, watch)?)
+        })
+    }
+
+    /// What two devices can both do.
+    fn both(a: Limits, b: &Limits) -> Limits {
+        Limits {
+            max_qp_wr: a.max_qp_wr.min(b.max_qp_wr),
+            max_sge: a.max_sge.min(b.max_sge),
+            max_inline: a.max_inline.min(b.max_inline),
+            max_rd_atomic: a.max_rd_atomic.min(b.max_rd_atomic),
+            max_cqe: a.max_cqe.min(b.max_cqe),
+            max_srq_wr: a.max_srq_wr.min(b.max_srq_wr),
+            max_qp: a.max_qp.min(b.max_qp),
+            max_message: a.max_message.min(b.max_message),
+        }
+    }
+
+    pub(super) fn connect(
+        args: &PerftestArgs,
+        device: &str,
+        server: &str,
+        options: &Options,
+        sizes: &[u32],
+    ) -> Result<(), Failure> {
+        let at = place("--connect", server)?;
+        let mut fabric = open(device)?;
+        let limits = *fabric.limits();
+        let about = about(fabric.ports().first(), device, &format!("to {server}"));
+        let start = Instant::now();
+        let stream = loop {
+            match TcpStream::connect(&at) {
+                Ok(stream) => break stream,
+                Err(error)
+                    if start.elapsed() > PATIENCE
+                        || error.kind() != std::io::ErrorKind::ConnectionRefused =>
+                {
+                    return Err(environment(format_args!(
+                        "--connect {server}: {error}; is kvrail perftest --serve running there?"
+                    )));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        };
+        let mut peer = Initiator::new(stream)?;
+        let now = clock();
+        sweep(args, options, sizes, &limits, about, |test, watch| {
+            Ok(peer.run(&mut fabric, test, &now, watch)?)
+        })
+    }
+
+    pub(super) fn serve(device: &str, server: &str) -> Result<(), Failure> {
+        let at = place("--serve", server)?;
+        let mut fabric = open(device)?;
+        let failed = |error| environment(format_args!("--serve {server}: {error}"));
+        let listener = TcpListener::bind(&at).map_err(failed)?;
+        let _ =
+            writeln!(std::io::stderr(), "kvrail: {device} waits on {server} for kvrail perftest --connect");
+        let (stream, from) = listener.accept().map_err(failed)?;
+        remote::serve(&mut fabric, stream, &clock(), &mut |test| {
+            let _ = writeln!(
+                std::io::stderr(),
+                "kvrail: {from}: {} {}, {} bytes",
+                test.op.name(),
+                word(test.metric),
+                test.size
+            );
+        })?;
+        Ok(())
+    }
+}
