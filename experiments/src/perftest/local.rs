@@ -19,6 +19,24 @@ pub enum Clock {
 /// Turns between two looks at progress and, where nothing moves, at the clock.
 pub(super) const LOOK: u64 = 1 << 12;
 
+/// Idle turns in a row after which a poller lets others have the CPU. A NIC answers small messages long before; a software device may need
+/// the very CPU that polls.
+const SPINS: u32 = 256;
+
+/// Counts idle turns in a row.
+#[derive(Default)]
+pub(super) struct Spin(u32);
+
+impl Spin {
+    pub(super) fn turn(&mut self, idle: bool) {
+        self.0 = if idle { self.0 + 1 } else { 0 };
+        if self.0 == SPINS {
+            self.0 = 0;
+            std::thread::yield_now();
+        }
+    }
+}
+
 /// With nothing moving for so long a test has failed: twice what a queue pair of timeout 14 and 7 retries may take.
 pub(super) const PATIENCE: Span = Span::s(10);
 
@@ -67,7 +85,7 @@ fn drive(
 ) -> Result<Figures, TestError> {
     let mut figures = None;
     let mut since = duo.now();
-    let (mut turns, mut moved) = (0u64, true);
+    let (mut turns, mut moved, mut spin) = (0u64, true, Spin::default());
     while halves.iter().any(Option::is_some) {
         let mut idle = true;
         for (side, slot) in halves.iter_mut().enumerate() {
@@ -88,6 +106,9 @@ fn drive(
         }
         turns += 1;
         moved |= !idle;
+        if clock == Clock::Real {
+            spin.turn(idle);
+        }
         if turns.is_multiple_of(LOOK) {
             let (done, all) = halves.iter().flatten().next().map_or((0, 0), |half| half.progress());
             if !watch(done, all) {

@@ -6,7 +6,7 @@
 
 use super::end::{Card, End};
 use super::figures::Figures;
-use super::local::{LOOK, PATIENCE, Watch, stuck_at};
+use super::local::{LOOK, PATIENCE, Spin, Watch, stuck_at};
 use super::spec::{Side, Test};
 use super::{Half, TestError, Turn, half};
 use engine::fabric::Fabric;
@@ -217,9 +217,11 @@ fn drive(
     now: &dyn Fn() -> Time,
     watch: Watch<'_>,
 ) -> Result<Option<Figures>, TestError> {
-    let (mut since, mut turns, mut moved) = (now(), 0u64, true);
+    let (mut since, mut turns, mut moved, mut spin) = (now(), 0u64, true, Spin::default());
     loop {
-        match half.turn(fabric)? {
+        let turn = half.turn(fabric)?;
+        spin.turn(turn == Turn::Idle);
+        match turn {
             Turn::Busy => moved = true,
             Turn::Clock => {
                 half.clock(now());
