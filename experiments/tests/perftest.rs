@@ -8,6 +8,7 @@ use experiments::perftest::{Bandwidth, Figures, Latency, Metric, Op, Options};
 use sim::fabric::duo::{DuoSpec, SimDuo};
 use sim::nic::{Duration, Headers, NicProfile};
 use std::path::Path;
+use std::process::{Command, Output};
 
 fn options(op: Op, metric: Metric) -> Options {
     Options {
@@ -281,4 +282,69 @@ fn the_csv_is_of_the_collections_kind() {
         let common = rows.iter().filter(|row| !kinds(&row.metric).is_empty()).count();
         assert!(common >= if metric == Metric::Bw { 2 } else { 4 });
     }
+}
+
+fn kvrail(line: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvrail"));
+    command.arg("perftest").args(line.split_whitespace()).current_dir(env!("CARGO_TARGET_TMPDIR"));
+    command.output().expect("the command starts")
+}
+
+#[test]
+fn the_command_prints_a_table_and_writes_the_csv() {
+    let output = kvrail("--op write --metric bw --sizes 2..16,4096 --nic ideal --iterations 100 --csv figures.csv");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("WRITE bandwidth on ideal") && table.contains("MiB/s") && table.contains("Gb/s"), "{table}");
+    let sizes: Vec<&str> = table.lines().skip(3).filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(sizes, ["2", "4", "8", "16", "4096"]);
+    let mut reader = csv::Reader::from_path(Path::new(env!("CARGO_TARGET_TMPDIR")).join("figures.csv")).unwrap();
+    assert_eq!(reader.headers().unwrap().iter().collect::<Vec<_>>(), COLUMNS);
+    let rows: Vec<Row> = reader.deserialize().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 5 * 3);
+    assert!(rows.iter().all(|row| row.op == "WRITE" && row.link_gbps == "200" && row.value > 0.0));
+    // A NIC from a file.
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/nic/ideal.yaml");
+    let again = kvrail(&format!("--op write --metric bw --sizes 2..16,4096 --iterations 100 --nic {file}"));
+    assert_eq!(String::from_utf8(again.stdout).unwrap(), table);
+}
+
+#[test]
+fn wrong_arguments_say_what_would_be_right() {
+    let write = "--op write --metric bw --sizes 8";
+    for (line, parts) in [
+        (write.to_owned(), &["--nic", "--device"][..]),
+        (format!("{write} --nic ideal --device mlx5_0"), &["--nic", "--device", "cannot be used"]),
+        (format!("{write} --nic connectx-9"), &["connectx-9", "connectx-7-400g", "soft-roce", "ideal"]),
+        (format!("{write} --nic no/such.yaml"), &["no/such.yaml"]),
+        (format!("{write} --nic ideal --depth 40000"), &["--depth 40000", "32768"]),
+        ("--op write --metric bw --sizes 2147483649 --nic ideal".to_owned(), &["2147483649", "2147483648"]),
+        ("--op write --metric bw --sizes 3..8 --nic ideal".to_owned(), &["--sizes 3..8", "2..8388608"]),
+        ("--op atomic --metric bw --sizes 8 --nic ideal".to_owned(), &["atomic", "write_imm"]),
+        ("--op write --metric bw --nic ideal".to_owned(), &["--sizes"]),
+        (format!("{write} --connect tcp://a:1 --nic ideal"), &["--device"]),
+        (format!("{write} --nic ideal --link 5"), &["--link", "unit"]),
+        ("--serve tcp://a:1 --device mlx5_0 --depth 5".to_owned(), &["--serve", "--depth"]),
+    ] {
+        let output = kvrail(&line);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{line}: {error}");
+        assert!(output.stdout.is_empty(), "{line}");
+        for part in parts {
+            assert!(error.contains(part), "{line}: {error}\nlacks {part}");
+        }
+    }
+}
+
+#[test]
+fn what_the_machine_lacks_is_exit_status_3() {
+    // Without the feature, without libibverbs' devices, or without this one.
+    let output = kvrail("--op write --metric bw --sizes 8 --device no_such_device");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    assert!(error.contains("no_such_device") && error.starts_with("kvrail: "), "{error}");
+    let output = kvrail("--op write --metric bw --sizes 8 --nic ideal --csv no/such/folder/a.csv");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    assert!(error.contains("no/such/folder/a.csv"), "{error}");
 }

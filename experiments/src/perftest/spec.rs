@@ -227,7 +227,7 @@ impl Test {
         for (depth, name) in [(self.depth, "depth"), (self.receives, "receives")] {
             if u64::from(depth) * u64::from(self.qps) > u64::from(limits.max_cqe) {
                 let right = format!(
-                    "at most {} x --qps {}: the device's completion queue holds {}",
+                    "at most {} with --qps {}: the device's completion queue holds {}",
                     limits.max_cqe / self.qps,
                     self.qps,
                     limits.max_cqe
