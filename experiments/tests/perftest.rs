@@ -292,13 +292,18 @@ fn kvrail(line: &str) -> Output {
 
 #[test]
 fn the_command_prints_a_table_and_writes_the_csv() {
-    let output = kvrail("--op write --metric bw --sizes 2..16,4096 --nic ideal --iterations 100 --csv figures.csv");
+    let output =
+        kvrail("--op write --metric bw --sizes 2..16,4096 --nic ideal --iterations 100 --csv figures.csv");
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let table = String::from_utf8(output.stdout).unwrap();
-    assert!(table.contains("WRITE bandwidth on ideal") && table.contains("MiB/s") && table.contains("Gb/s"), "{table}");
+    assert!(
+        table.contains("WRITE bandwidth on ideal") && table.contains("MiB/s") && table.contains("Gb/s"),
+        "{table}"
+    );
     let sizes: Vec<&str> = table.lines().skip(3).filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(sizes, ["2", "4", "8", "16", "4096"]);
-    let mut reader = csv::Reader::from_path(Path::new(env!("CARGO_TARGET_TMPDIR")).join("figures.csv")).unwrap();
+    let mut reader =
+        csv::Reader::from_path(Path::new(env!("CARGO_TARGET_TMPDIR")).join("figures.csv")).unwrap();
     assert_eq!(reader.headers().unwrap().iter().collect::<Vec<_>>(), COLUMNS);
     let rows: Vec<Row> = reader.deserialize().map(Result::unwrap).collect();
     assert_eq!(rows.len(), 5 * 3);
