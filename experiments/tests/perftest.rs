@@ -327,7 +327,7 @@ fn wrong_arguments_say_what_would_be_right() {
         ("--op write --metric bw --sizes 3..8 --nic ideal".to_owned(), &["--sizes 3..8", "2..8388608"]),
         ("--op atomic --metric bw --sizes 8 --nic ideal".to_owned(), &["atomic", "write_imm"]),
         ("--op write --metric bw --nic ideal".to_owned(), &["--sizes"]),
-        (format!("{write} --connect tcp://a:1 --nic ideal"), &["--device"]),
+        (format!("{write} --connect tcp://a:1 --nic ideal"), &["--connect", "--nic"]),
         (format!("{write} --nic ideal --link 5"), &["--link", "unit"]),
         ("--serve tcp://a:1 --device mlx5_0 --depth 5".to_owned(), &["--serve", "--depth"]),
     ] {

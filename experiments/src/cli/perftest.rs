@@ -74,10 +74,10 @@ pub(super) struct PerftestArgs {
     device: Option<String>,
     /// Be the target for another host's kvrail perftest --connect, once; op, metric and sizes come from there
     #[arg(long, value_name = "tcp://HOST:PORT", requires = "device",
-          conflicts_with_all = ["connect", "op", "metric", "sizes", "qps", "depth", "batch", "inline", "signal_every", "iterations", "csv"])]
+          conflicts_with_all = ["nic", "connect", "op", "metric", "sizes", "qps", "depth", "batch", "inline", "signal_every", "iterations", "csv"])]
     serve: Option<String>,
     /// Measure against the kvrail perftest --serve of another host
-    #[arg(long, value_name = "tcp://HOST:PORT", requires = "device")]
+    #[arg(long, value_name = "tcp://HOST:PORT", requires = "device", conflicts_with = "nic")]
     connect: Option<String>,
     /// Write every figure as a row to this file too
     #[arg(long, value_name = "FILE")]
