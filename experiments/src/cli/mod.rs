@@ -10,6 +10,7 @@ mod interrupt;
 mod measured;
 mod models;
 mod node;
+mod perftest;
 mod progress;
 mod registry;
 mod run;
@@ -73,6 +74,8 @@ enum Command {
     Doctor(DoctorArgs),
     /// List the model presets with their bytes of KV per token
     Models(ModelsArgs),
+    /// Measure bandwidth or latency of single operations, on a simulated NIC or a real device
+    Perftest(perftest::PerftestArgs),
 }
 
 #[derive(Args)]
@@ -311,6 +314,7 @@ pub fn main() -> ExitCode {
         Command::Flows(args) => flows::flows(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Models(args) => models::models(&args),
+        Command::Perftest(args) => perftest::perftest(&args),
     };
     match done {
         Ok(()) => ExitCode::from(status::DONE),
