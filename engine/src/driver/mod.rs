@@ -33,7 +33,7 @@ pub use identity::{Identity, IdentityError, MAX_NAME, MAX_NODES};
 pub use link::{Link, LinkConfig, LinkError, LinkStats};
 pub use zmq::{Context, POLLIN, PollEvents, Socket};
 
-use crate::fabric::{Completion, Device, Error};
+use crate::fabric::{Completion, Device, Error, Failed, Status};
 use crate::id::CqId;
 use crate::node::{Cx, Input, Node, Outbox, Record, Request};
 use crate::time::{Span, Time};
@@ -82,6 +82,12 @@ pub struct DriverStats {
     pub frames: u64,
     /// Completions handed to the node.
     pub completions: u64,
+    /// Completions that were no success, those of them that were flushed because of another apart.
+    pub failed: u64,
+    /// Completions that were flushed.
+    pub flushed: u64,
+    /// How the last of [`DriverStats::failed`] ended.
+    pub last_failure: Option<Failed>,
     /// Asynchronous events handed to the node.
     pub events: u64,
     /// Times that the thread slept.
@@ -237,6 +243,14 @@ impl<N: Node, D: Device> Driver<N, D> {
             }
             worked = true;
             self.stats.completions += count as u64;
+            for failed in self.batch[..count].iter().filter_map(|completion| completion.result.err()) {
+                if failed.status == Status::WrFlush {
+                    self.stats.flushed += 1;
+                } else {
+                    self.stats.failed += 1;
+                    self.stats.last_failure = Some(failed);
+                }
+            }
             let at = now();
             let mut cx = Cx { now: at, fabric: &mut self.device, out: &mut self.out };
             self.node.handle(&mut cx, Input::Completions { cq, batch: &self.batch[..count] });

@@ -229,7 +229,10 @@ impl Hub {
                 }
             }
             Ok(FromNode::Holds { look, standing }) => member.standing = Some((look, standing)),
-            Ok(FromNode::Bye(standing)) => member.bye = Some(standing),
+            Ok(FromNode::Bye { standing, failures }) => {
+                member.bye = Some(standing);
+                self.notes.extend(failures.map(|text| format!("{name}: {text}")));
+            }
             Ok(FromNode::Failed(why)) => {
                 let why = format!("{name}: {why}");
                 if self.started {

@@ -123,9 +123,9 @@ impl Member {
     }
 
     /// The last word of a node that has wound down.
-    pub(super) fn bye(&mut self, standing: Standing) -> Result<(), LinkError> {
+    pub(super) fn bye(&mut self, standing: Standing, failures: Option<String>) -> Result<(), LinkError> {
         self.flush()?;
-        self.say(&FromNode::Bye(standing)).map(drop)
+        self.say(&FromNode::Bye { standing, failures }).map(drop)
     }
 
     /// The last word of a node that cannot go on.

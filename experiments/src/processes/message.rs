@@ -40,7 +40,12 @@ pub(super) enum FromNode {
         standing: Standing,
     },
     /// It has wound down.
-    Bye(Standing),
+    Bye {
+        /// What is left.
+        standing: Standing,
+        /// Completions that were no success, in words.
+        failures: Option<String>,
+    },
     /// It cannot go on.
     Failed(String),
 }

@@ -207,7 +207,7 @@ fn run<D: Device>(
         }
     }
     if let Some(member) = member {
-        member.bye(standing(&driver))?;
+        member.bye(standing(&driver), failures(&driver))?;
     }
     Ok(counts(&driver))
 }
@@ -239,11 +239,22 @@ fn wound_down<D: Device>(driver: &Driver<AnyNode, D>) -> bool {
     buffers + memory_regions + queue_pairs == 0 && (registry || driver.node().deadline().is_none())
 }
 
+/// Completions that were no success, in words; none if there were none.
+fn failures<D: Device>(driver: &Driver<AnyNode, D>) -> Option<String> {
+    let stats = driver.stats();
+    let last = stats.last_failure?;
+    Some(format!(
+        "{} work requests failed and {} were flushed, the last failure was {:?} (vendor code {:#x})",
+        stats.failed, stats.flushed, last.status, last.vendor
+    ))
+}
+
 fn counts<D: Device>(driver: &Driver<AnyNode, D>) -> String {
     let (own, link) = (driver.stats(), driver.link().stats());
+    let failures = failures(driver).map(|text| format!("; {text}")).unwrap_or_default();
     format!(
         "{} frames and {} completions taken, {} frames sent, {} lost to full queues, {} for nodes that were not there, {} malformed, \
-         {} refused",
+         {} refused{failures}",
         own.frames, own.completions, link.sent, link.full, link.unknown, link.malformed, link.refused
     )
 }
