@@ -347,7 +347,7 @@ fn rights_of_the_queue_pair_count_too() {
     rig.send(0, 1, Op::Read, 0, 64, signaled());
     rig.send(0, 2, Op::Write, 0, 64, signaled());
     rig.run();
-    assert_eq!(rig.sent(0), [(1, None), (2, Some(Status::RemAccess))]);
+    assert_eq!(rig.sent(0), [(1, None), (2, Some(Status::RemInvReq))], "an operation it does not take");
 }
 
 #[test]

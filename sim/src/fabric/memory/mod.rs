@@ -1,12 +1,11 @@
 //! One host's buffers and registrations, and copying between two hosts' buffers.
 
-mod bytes;
 mod cell;
 mod columns;
 mod phantom;
 
 use super::Mistakes;
-use engine::fabric::{Access, Content, Error, Extent, Grid, Memory as Kind, Mr, Result, Status};
+use engine::fabric::{Access, Content, Error, Extent, Grid, Memory as Kind, Mr, Result, Status, bytes};
 use engine::id::{BufId, LKey, MrId, PortId, RKey};
 use engine::map::Map;
 use phantom::{Phantom, Pieces};
@@ -130,22 +129,11 @@ impl Memory {
     }
 
     pub(crate) fn alloc(&mut self, kind: Kind, grid: Grid) -> Result<BufId> {
-        let invalid = |what, value, right| Err(Error::Invalid { what, value, right });
-        if grid.buffers == 0 || grid.pages == 0 || grid.page == 0 {
-            return invalid("grid", 0, "buffers, pages and page are at least 1");
-        }
-        let Some(used) = grid.page.checked_mul(grid.pages.into()) else {
-            return invalid("page", grid.page, "a buffer has less than 2^64 bytes");
-        };
-        if grid.pitch < used {
-            return invalid("pitch", grid.pitch, "at least pages * page");
-        }
-        let Some(len) = grid.pitch.checked_mul(grid.buffers.into()).filter(|n| *n < 1 << 56) else {
-            return invalid("pitch", grid.pitch, "a pool has less than 2^56 bytes");
-        };
+        let len = grid.check()?;
         let store = match kind {
             Kind::Host | Kind::HugePages if len > MAX_BYTES => {
-                return invalid("length", len, "at most 64 GiB of real bytes: use phantom memory");
+                let right = "at most 64 GiB of real bytes: use phantom memory";
+                return Err(Error::Invalid { what: "length", value: len, right });
             }
             Kind::Host | Kind::HugePages => Store::Bytes(vec![0; len as usize]),
             Kind::Phantom => Store::Phantom(Phantom::new(&grid)),
@@ -195,28 +183,13 @@ impl Memory {
         Ok(())
     }
 
-    fn check(grid: &Grid, place: &Extent) -> Result<()> {
-        let invalid = |what, value, right| Err(Error::Invalid { what, value, right });
-        if place.buffers.start > place.buffers.end || place.buffers.end > grid.buffers {
-            return invalid("buffers", place.buffers.end.into(), "a range of the pool's buffers");
-        }
-        if place.count > 1 && place.step < place.len {
-            return invalid("step", place.step, "at least the piece's length");
-        }
-        let end = u64::from(place.count.saturating_sub(1))
-            .checked_mul(place.step)
-            .and_then(|n| n.checked_add(place.len)?.checked_add(place.at));
-        match end {
-            Some(end) if end <= grid.pitch => Ok(()),
-            _ => invalid("offset", place.at, "the pieces lie within one pitch"),
-        }
-    }
-
     pub(crate) fn stamp(&mut self, buf: BufId, place: &Extent, what: Content) -> Result<()> {
         let grid = self.get(buf)?.grid;
-        Self::check(&grid, place)?;
+        place.check(&grid)?;
         match self.buffers[buf.index()].as_mut().map(|b| &mut b.store) {
-            Some(Store::Bytes(own)) => bytes::stamp(own, &grid, place, what),
+            Some(Store::Bytes(own)) => {
+                bytes::stamp(&grid, place, what, |at, from| own[at..at + from.len()].copy_from_slice(from));
+            }
             Some(Store::Phantom(own)) => own.stamp(place, what),
             None => {}
         }
@@ -225,9 +198,11 @@ impl Memory {
 
     pub(crate) fn holds(&self, buf: BufId, place: &Extent, what: Content) -> Result<bool> {
         let buffer = self.get(buf)?;
-        Self::check(&buffer.grid, place)?;
+        place.check(&buffer.grid)?;
         Ok(match &buffer.store {
-            Store::Bytes(own) => bytes::holds(own, &buffer.grid, place, what),
+            Store::Bytes(own) => bytes::holds(&buffer.grid, place, what, |at, into| {
+                into.copy_from_slice(&own[at..at + into.len()]);
+            }),
             Store::Phantom(own) => own.holds(place, what),
         })
     }
