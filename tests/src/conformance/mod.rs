@@ -3,6 +3,7 @@
 //! [`program`] generates, [`resolve`] gives each pick a meaning that has no races, [`model`] says what must come of it, [`run`] runs it
 //! on two hosts over any fabric, [`outcome`] compares. [`quirks`] is the only leniency, and only towards Soft-RoCE.
 
+pub mod coverage;
 pub mod model;
 pub mod outcome;
 pub mod program;

@@ -1,0 +1,40 @@
+//! What the simulated fabric must do by itself.
+
+use crate::check::{compare, count, search, simulated};
+use kvrail_tests::conformance::coverage::Coverage;
+use kvrail_tests::conformance::quirks::Used;
+use kvrail_tests::conformance::run::Pace;
+use sim::fabric::Mistakes;
+
+#[test]
+fn random_programs_keep_the_contract_on_the_simulated_fabric() {
+    let mut coverage = Coverage::default();
+    let found = search(count().max(500), 2000, &mut coverage, |script, expected| {
+        let seen = simulated(script, expected, Pace::VIRTUAL, Mistakes::default());
+        compare(expected.iter().map(|e| &e.seen), &seen, expected, false, &mut Used::new())
+    });
+    if let Some(found) = found {
+        panic!("{found}");
+    }
+    println!("{coverage}");
+    assert!(coverage.missing().is_empty(), "no program had: {:?}", coverage.missing());
+}
+
+#[test]
+fn the_same_program_does_the_same_again_and_expanded() {
+    let found = search(count().min(500), 2000, &mut Coverage::default(), |script, expected| {
+        let run = |pace| simulated(script, expected, pace, Mistakes::default());
+        let first = run(Pace::VIRTUAL);
+        let mut wrong = Vec::new();
+        if run(Pace::VIRTUAL) != first {
+            wrong.push("a second run differs".into());
+        }
+        if run(Pace { expand: true, ..Pace::VIRTUAL }) != first {
+            wrong.push("requests one by one differ from windows of plans".into());
+        }
+        wrong
+    });
+    if let Some(found) = found {
+        panic!("{found}");
+    }
+}

@@ -1,0 +1,70 @@
+//! The simulated fabric against real verbs.
+
+use crate::check::{compare, count, search, simulated};
+use engine::fabric::DeviceConfig;
+use engine::fabric::verbs::VerbsDuo;
+use kvrail_tests::conformance::coverage::Coverage;
+use kvrail_tests::conformance::quirks::{QUIRKS, Used};
+use kvrail_tests::conformance::run::{Pace, run};
+use sim::fabric::Mistakes;
+
+/// Devices of the two sides: one that talks to itself, and two on a cable.
+const DEVICES: [[&str; 2]; 2] = [["rxe0", "rxe0"], ["rxeA", "rxeB"]];
+
+/// Opens the two sides; without devices says so, or fails where they are required.
+fn open(names: [&str; 2]) -> Option<VerbsDuo> {
+    let config = |name: &str| DeviceConfig { devices: vec![name.into()], ..DeviceConfig::default() };
+    let sides = names.map(config);
+    match VerbsDuo::open([&sides[0], &sides[1]]) {
+        Ok(duo) => Some(duo),
+        Err(error) if std::env::var("KVRAIL_VERBS").is_ok_and(|v| v == "required") => {
+            panic!("{names:?}: {error}")
+        }
+        Err(error) => {
+            eprintln!("SKIPPED: {names:?}: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn random_programs_do_the_same_on_real_verbs() {
+    let go_on = std::env::var("KVRAIL_CONFORMANCE_ALL").is_ok();
+    let mut coverage = Coverage::default();
+    let mut used = Used::new();
+    let mut diverged = 0;
+    for names in DEVICES {
+        let Some(mut duo) = open(names) else { return };
+        let found = search(count() / 2, 150, &mut coverage, |script, expected| {
+            let seen = match run(&mut duo, script, expected, Pace::REAL) {
+                Ok(seen) => seen,
+                Err(error) => return vec![format!("objects of a program: {error}")],
+            };
+            let virtual_ = simulated(script, expected, Pace::VIRTUAL, Mistakes::default());
+            let mut what = compare(expected.iter().map(|e| &e.seen), &seen, expected, true, &mut used);
+            let both = compare(virtual_.iter(), &seen, expected, true, &mut Used::new());
+            what.extend(both.into_iter().map(|what| format!("simulated and real: {what}")));
+            if go_on && !what.is_empty() {
+                diverged += 1;
+                println!("DIVERGENCE {}\n{script:?}", what.join("\n"));
+                return Vec::new();
+            }
+            what
+        });
+        if let Some(found) = found {
+            panic!("{names:?}: {found}");
+        }
+    }
+    println!("{coverage}");
+    println!("quirks of rxe, completions that had them");
+    for quirk in QUIRKS {
+        println!(
+            "  {:>6}  {} ({:?})",
+            used.get(quirk.case).copied().unwrap_or_default(),
+            quirk.case,
+            quirk.queue
+        );
+    }
+    assert_eq!(diverged, 0, "programs diverged");
+    assert!(coverage.missing().is_empty(), "no program had: {:?}", coverage.missing());
+}
