@@ -299,6 +299,12 @@ impl Work<'_> {
                 || self.allowed(side, place, if brings { |a| a.local_write } else { |_| true });
             good &= fine;
             if !fine && !brings {
+                // Packets before the one that cannot be filled may have been sent.
+                let end = place.region.span().end;
+                if place.key == Key::Good && place.at < end {
+                    let len = u64::from(place.len).min(end - place.at);
+                    data.extend_from_slice(self.bytes(side, place.arena, place.at, len));
+                }
                 break;
             }
             if good {
@@ -454,10 +460,14 @@ impl Work<'_> {
         let mut rest = &from[..];
         for place in &one.local {
             let (head, tail) = rest.split_at(place.len as usize);
-            if !self.allowed(side, place, |a| a.local_write) {
+            let fine = self.allowed(side, place, |a| a.local_write);
+            if fine || place.key == Key::Good && place.region.access().local_write {
+                let most = place.region.span().end.saturating_sub(place.at).min(head.len() as u64);
+                self.maybe((side, place.arena), place.at, head[..most as usize].to_vec());
+            }
+            if !fine {
                 break;
             }
-            self.maybe((side, place.arena), place.at, head.to_vec());
             rest = tail;
         }
     }

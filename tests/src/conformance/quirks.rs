@@ -55,6 +55,35 @@ pub const QUIRKS: &[Quirk] = &[
         rxe: Status::LocQpOp,
         why: "rxe_resp.c: RESPST_ERR_MALFORMED_WQE completes the receive with IB_WC_LOC_QP_OP_ERR",
     },
+    Quirk {
+        case: "receive with a bad local key",
+        queue: Queue::Receive,
+        spec: Status::LocProt,
+        source: "InfiniBand spec 9.9.3, table 61; ibv_poll_cq(3)",
+        rxe: Status::LocQpOp,
+        why: "rxe_resp.c: as for a receive that is too small, RESPST_ERR_MALFORMED_WQE",
+    },
+    Quirk {
+        case: "WRITE with immediate that the responder refuses",
+        queue: Queue::Receive,
+        spec: Status::WrFlush,
+        source: "InfiniBand spec 9.9.3: no receive is consumed before the last packet is accepted, so it is flushed",
+        rxe: Status::RemAccess,
+        why: "rxe_resp.c: check_resource takes the receive before check_rkey refuses; it completes with IB_WC_REM_ACCESS_ERR",
+    },
+];
+
+/// What rxe does so wrong that no outcome of it can be compared. No random program has it.
+pub const AVOIDED: &[(&str, &str)] = &[
+    (
+        "a fence after an RNR NAK or timeout, on a queue pair with READs or atomics behind it",
+        "rxe_req.c, rxe_wqe_is_fenced: a READ or atomic that was sent once holds its place among the outstanding ones while it is \
+         sent again, and so the fence before it, or its own, waits for ever",
+    ),
+    (
+        "a WRITE with immediate that the responder refuses, on a shared receive queue",
+        "rxe_resp.c: as in the table above a receive is gone, here of the queue that others use too",
+    ),
 ];
 
 /// How often each case was met.

@@ -197,6 +197,20 @@ impl Resolver {
                 r.flaw = Flaw::None;
             }
             flawed |= r.flaw != Flaw::None;
+            // What rxe does then would change what later rounds find: see `quirks::AVOIDED`.
+            if conn.srq[peer]
+                && matches!(r.flaw, Flaw::BadRkey | Flaw::PastEnd(_) | Flaw::NoRight | Flaw::Stale)
+            {
+                r.what = match r.what {
+                    What::WriteImm => What::Write,
+                    What::Writes(_) => What::Writes(false),
+                    what => what,
+                };
+            }
+        }
+        let waits = turn.requests.iter().any(|r| matches!(r.flaw, Flaw::LateReceive | Flaw::NoReceive));
+        if waits && turn.requests.iter().any(|r| brings(r.what)) {
+            turn.requests.iter_mut().for_each(|r| r.fence = false);
         }
     }
 

@@ -174,9 +174,9 @@ impl Runner<'_> {
             ends[s].mtu = ends[s].mtu.min(conn.mtu);
         }
         let rts = if conn.fragile {
-            Rts { timeout: 9, retry_cnt: 2, rnr_retry: 1, max_rd_atomic: conn.reads }
+            Rts { timeout: 10, retry_cnt: 3, rnr_retry: 1, max_rd_atomic: conn.reads }
         } else {
-            Rts { timeout: 10, retry_cnt: 7, rnr_retry: 7, max_rd_atomic: conn.reads }
+            Rts { timeout: 12, retry_cnt: 7, rnr_retry: 7, max_rd_atomic: conn.reads }
         };
         for s in 0..2 {
             let qp = self.qp((c, s));
