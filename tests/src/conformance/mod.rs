@@ -8,6 +8,7 @@ pub mod model;
 pub mod outcome;
 pub mod program;
 pub mod quirks;
+pub mod race;
 mod resolve;
 pub mod run;
 pub mod script;

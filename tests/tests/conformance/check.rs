@@ -2,9 +2,11 @@
 
 use kvrail_tests::conformance::coverage::Coverage;
 use kvrail_tests::conformance::model::Expected;
+use kvrail_tests::conformance::model::Model;
 use kvrail_tests::conformance::outcome::{Seen, differences};
 use kvrail_tests::conformance::program::{Program, programs};
 use kvrail_tests::conformance::quirks::Used;
+use kvrail_tests::conformance::race::{self, Race, races};
 use kvrail_tests::conformance::resolve;
 use kvrail_tests::conformance::run::{Pace, run};
 use kvrail_tests::conformance::script::Script;
@@ -105,6 +107,51 @@ pub(crate) fn search(
                 tree.complicate()
             } else {
                 smallest = Divergence { after, program, what };
+                tree.simplify()
+            };
+        }
+        return Some(smallest);
+    }
+    None
+}
+
+/// Runs `count` programs with races; the first whose outcome is forbidden is shrunk in at most `tries` runs. Returns it with what is wrong.
+pub(crate) fn search_races(
+    count: u64,
+    tries: u32,
+    mut run: impl FnMut(&Script, &[Expected]) -> Result<Vec<Seen>, String>,
+) -> Option<(u64, Race, Vec<String>)> {
+    let mut check = |race: &Race| {
+        let script = race::script(race);
+        let expected = [Model::new(&script.conns).round(&script.rounds[0])];
+        match run(&script, &expected) {
+            Err(error) => vec![error],
+            Ok(seen) => {
+                let mut wrong = race::forbidden(&script, &seen[0]);
+                let (want, seen) = (race::determined(&expected[0].seen), race::determined(&seen[0]));
+                differences(&want, &seen, &[], false, &mut Used::new(), &mut wrong);
+                wrong
+            }
+        }
+    };
+    let (mut source, strategy) = (source(), races());
+    for after in 1..=count {
+        let mut tree = strategy.new_tree(&mut source).expect("no race is rejected");
+        let wrong = check(&tree.current());
+        if wrong.is_empty() {
+            continue;
+        }
+        let mut smallest = (after, tree.current(), wrong);
+        let mut more = tree.simplify();
+        for _ in 0..tries {
+            if !more {
+                break;
+            }
+            let wrong = check(&tree.current());
+            more = if wrong.is_empty() {
+                tree.complicate()
+            } else {
+                smallest = (after, tree.current(), wrong);
                 tree.simplify()
             };
         }

@@ -1,6 +1,6 @@
 //! What the simulated fabric must do by itself.
 
-use crate::check::{compare, count, search, simulated};
+use crate::check::{compare, count, search, search_races, simulated};
 use kvrail_tests::conformance::coverage::Coverage;
 use kvrail_tests::conformance::quirks::Used;
 use kvrail_tests::conformance::run::Pace;
@@ -37,4 +37,23 @@ fn the_same_program_does_the_same_again_and_expanded() {
     if let Some(found) = found {
         panic!("{found}");
     }
+}
+
+#[test]
+fn races_end_as_one_of_the_allowed_outcomes() {
+    let found = search_races(count().max(500), 2000, |script, expected| {
+        Ok(simulated(script, expected, Pace::VIRTUAL, Mistakes::default()))
+    });
+    if let Some((after, race, wrong)) = found {
+        panic!("race {after}, shrunk to {race:#?}: {wrong:#?}");
+    }
+}
+
+#[test]
+fn the_check_of_races_sees_a_wrong_answer() {
+    let mistakes = Mistakes { atomics_answer_new: true, ..Mistakes::default() };
+    let found =
+        search_races(100, 2000, |script, expected| Ok(simulated(script, expected, Pace::VIRTUAL, mistakes)));
+    let (after, race, _) = found.expect("an atomic that answers with the new value");
+    println!("atomics_answer_new among races: after {after}, shrunk to {race:?}");
 }

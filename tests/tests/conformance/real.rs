@@ -1,6 +1,6 @@
 //! The simulated fabric against real verbs.
 
-use crate::check::{compare, count, search, simulated};
+use crate::check::{compare, count, search, search_races, simulated};
 use engine::fabric::DeviceConfig;
 use engine::fabric::verbs::VerbsDuo;
 use kvrail_tests::conformance::coverage::Coverage;
@@ -67,4 +67,42 @@ fn random_programs_do_the_same_on_real_verbs() {
     }
     assert_eq!(diverged, 0, "programs diverged");
     assert!(coverage.missing().is_empty(), "no program had: {:?}", coverage.missing());
+}
+
+#[test]
+fn races_end_as_one_of_the_allowed_outcomes_on_real_verbs() {
+    for names in DEVICES {
+        let Some(mut duo) = open(names) else { return };
+        let found = search_races(count().div_ceil(4), 150, |script, expected| {
+            run(&mut duo, script, expected, Pace::REAL).map_err(|error| error.to_string())
+        });
+        if let Some((after, race, wrong)) = found {
+            panic!("{names:?}: race {after}, shrunk to {race:#?}: {wrong:#?}");
+        }
+    }
+}
+
+#[test]
+fn every_mistake_is_seen_beside_real_verbs() {
+    let Some(mut duo) = open(DEVICES[0]) else { return };
+    // What the devices do with each program, once: the programs are the same for every mistake.
+    let mut real = Vec::new();
+    let mut missed = Vec::new();
+    println!("mistake, programs until simulated and real verbs differed");
+    for (name, mistakes) in Mistakes::each() {
+        let mut n = 0;
+        let found = search(200, 0, &mut Coverage::default(), |script, expected| {
+            n += 1;
+            if real.len() < n {
+                real.push(run(&mut duo, script, expected, Pace::REAL).expect("objects of a program"));
+            }
+            let virtual_ = simulated(script, expected, Pace::VIRTUAL, mistakes);
+            compare(virtual_.iter(), &real[n - 1], expected, true, &mut Used::new())
+        });
+        match found {
+            Some(found) => println!("{name}, {}", found.after),
+            None => missed.push(name),
+        }
+    }
+    assert!(missed.is_empty(), "not seen: {missed:?}");
 }
