@@ -424,7 +424,8 @@ impl Work<'_> {
     }
 
     fn maybe(&mut self, arena: (usize, usize), at: u64, new: Vec<u8>) {
-        self.out.either.push(Either { arena, at, new });
+        let old = self.bytes(arena.0, arena.1, at, new.len() as u64).to_vec();
+        self.out.either.push(Either { arena, at, old, new });
     }
 
     /// A request with a bad local piece: what it may have done before that was seen.

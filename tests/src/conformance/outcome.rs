@@ -70,6 +70,8 @@ pub struct Either {
     pub arena: (usize, usize),
     /// First byte.
     pub at: u64,
+    /// What they were.
+    pub old: Vec<u8>,
     /// What they would be.
     pub new: Vec<u8>,
 }
@@ -89,7 +91,7 @@ pub fn differences(
     used: &mut Used,
     all: &mut Vec<String>,
 ) {
-    all.extend(seen.wrong.iter().cloned());
+    all.extend(want.wrong.iter().chain(&seen.wrong).cloned());
     if want.posts != seen.posts {
         all.push(format!("posts: expected {:?}, seen {:?}", want.posts, seen.posts));
     }
@@ -132,7 +134,7 @@ pub fn differences(
                 either.iter().any(|e| {
                     e.arena == (side, arena)
                         && e.range().contains(&at)
-                        && e.new[at - e.at as usize] == seen[at]
+                        && [&e.old, &e.new].iter().any(|bytes| bytes[at - e.at as usize] == seen[at])
                 })
             };
             let wrong: Vec<usize> =

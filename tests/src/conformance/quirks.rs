@@ -81,6 +81,11 @@ pub const AVOIDED: &[(&str, &str)] = &[
          sent again, and so the fence before it, or its own, waits for ever",
     ),
     (
+        "a local protection error while an earlier READ or atomic is not answered",
+        "rxe_req.c: the send queue is in error at once, no timer runs any more, and an answer that is late or lost leaves everything \
+         without a completion",
+    ),
+    (
         "a WRITE with immediate that the responder refuses, on a shared receive queue",
         "rxe_resp.c: as in the table above a receive is gone, here of the queue that others use too",
     ),

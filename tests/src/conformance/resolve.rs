@@ -208,8 +208,17 @@ impl Resolver {
                 };
             }
         }
-        let waits = turn.requests.iter().any(|r| matches!(r.flaw, Flaw::LateReceive | Flaw::NoReceive));
-        if waits && turn.requests.iter().any(|r| brings(r.what)) {
+        // And here rxe waits for ever.
+        let mut waits = dies && turn.before != Before::Nothing;
+        let mut answers = false;
+        for r in &mut turn.requests {
+            waits |= matches!(r.flaw, Flaw::LateReceive | Flaw::NoReceive);
+            if answers && matches!(r.flaw, Flaw::BadLkey | Flaw::LocalPastEnd | Flaw::NoLocalWrite) {
+                r.flaw = Flaw::None;
+            }
+            answers |= brings(r.what);
+        }
+        if waits && answers {
             turn.requests.iter_mut().for_each(|r| r.fence = false);
         }
     }

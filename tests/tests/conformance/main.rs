@@ -8,3 +8,4 @@ mod laws;
 mod mistakes;
 #[cfg(feature = "verbs")]
 mod real;
+mod rows;

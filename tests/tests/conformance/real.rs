@@ -4,8 +4,10 @@ use crate::check::{compare, count, search, search_races, simulated};
 use engine::fabric::DeviceConfig;
 use engine::fabric::verbs::VerbsDuo;
 use kvrail_tests::conformance::coverage::Coverage;
+use kvrail_tests::conformance::model::Expected;
 use kvrail_tests::conformance::quirks::{QUIRKS, Used};
 use kvrail_tests::conformance::run::{Pace, run};
+use kvrail_tests::conformance::script::Script;
 use sim::fabric::Mistakes;
 
 /// Devices of the two sides: one that talks to itself, and two on a cable.
@@ -24,6 +26,16 @@ fn open(names: [&str; 2]) -> Option<VerbsDuo> {
             eprintln!("SKIPPED: {names:?}: {error}");
             None
         }
+    }
+}
+
+/// Runs a script on both pairs of devices.
+pub(crate) fn row(script: &Script, expected: &[Expected]) {
+    for names in DEVICES {
+        let Some(mut duo) = open(names) else { return };
+        let seen = run(&mut duo, script, expected, Pace::REAL).expect("objects of a program");
+        let want = expected.iter().map(|e| &e.seen);
+        assert_eq!(compare(want, &seen, expected, true, &mut Used::new()), [""; 0], "{names:?}");
     }
 }
 
