@@ -351,6 +351,18 @@ fn rights_of_the_queue_pair_count_too() {
 }
 
 #[test]
+fn a_queue_pair_refuses_even_nothing_of_what_it_does_not_take() {
+    for inline in [false, true] {
+        let mut rig = Rig::new(PairSpec { access: Access::REMOTE_READ, ..PairSpec::default() });
+        let flags = Flags { inline, ..signaled() };
+        let request = WorkRequest { id: WrId(1), op: Op::Write, flags, local: &[], remote: (0, RKey(0)) };
+        rig.post(0, &[Item::One(request)]).unwrap();
+        rig.run();
+        assert_eq!(rig.sent(0), [(1, Some(Status::RemInvReq))]);
+    }
+}
+
+#[test]
 fn a_stale_rkey_is_refused() {
     let mut rig = Rig::ideal();
     let mr = rig.mrs[1].id;

@@ -23,6 +23,11 @@ pub(crate) fn count() -> u64 {
     }
 }
 
+/// How many where there is nothing but the simulated fabric; in a run that is about devices, not more than needed.
+pub(crate) fn simulated_count() -> u64 {
+    if std::env::var("KVRAIL_VERBS").is_ok() { 500 } else { count().max(500) }
+}
+
 /// A source of programs which is the same everywhere.
 pub(crate) fn source() -> TestRunner {
     TestRunner::new_with_rng(Config::default(), TestRng::deterministic_rng(RngAlgorithm::ChaCha))

@@ -1,6 +1,6 @@
 //! What the simulated fabric must do by itself.
 
-use crate::check::{compare, count, search, search_races, simulated};
+use crate::check::{compare, search, search_races, simulated, simulated_count};
 use kvrail_tests::conformance::coverage::Coverage;
 use kvrail_tests::conformance::quirks::Used;
 use kvrail_tests::conformance::run::Pace;
@@ -9,7 +9,7 @@ use sim::fabric::Mistakes;
 #[test]
 fn random_programs_keep_the_contract_on_the_simulated_fabric() {
     let mut coverage = Coverage::default();
-    let found = search(count().max(500), 2000, &mut coverage, |script, expected| {
+    let found = search(simulated_count(), 2000, &mut coverage, |script, expected| {
         let seen = simulated(script, expected, Pace::VIRTUAL, Mistakes::default());
         compare(expected.iter().map(|e| &e.seen), &seen, expected, false, &mut Used::new())
     });
@@ -22,7 +22,7 @@ fn random_programs_keep_the_contract_on_the_simulated_fabric() {
 
 #[test]
 fn the_same_program_does_the_same_again_and_expanded() {
-    let found = search(count().min(500), 2000, &mut Coverage::default(), |script, expected| {
+    let found = search(simulated_count(), 2000, &mut Coverage::default(), |script, expected| {
         let run = |pace| simulated(script, expected, pace, Mistakes::default());
         let first = run(Pace::VIRTUAL);
         let mut wrong = Vec::new();
@@ -41,7 +41,7 @@ fn the_same_program_does_the_same_again_and_expanded() {
 
 #[test]
 fn races_end_as_one_of_the_allowed_outcomes() {
-    let found = search_races(count().max(500), 2000, |script, expected| {
+    let found = search_races(simulated_count(), 2000, |script, expected| {
         Ok(simulated(script, expected, Pace::VIRTUAL, Mistakes::default()))
     });
     if let Some((after, race, wrong)) = found {

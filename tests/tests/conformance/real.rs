@@ -1,8 +1,8 @@
 //! The simulated fabric against real verbs.
 
 use crate::check::{compare, count, search, search_races, simulated};
-use engine::fabric::DeviceConfig;
 use engine::fabric::verbs::VerbsDuo;
+use engine::fabric::{DeviceConfig, Duo};
 use kvrail_tests::conformance::coverage::Coverage;
 use kvrail_tests::conformance::model::Expected;
 use kvrail_tests::conformance::quirks::{QUIRKS, Used};
@@ -26,6 +26,14 @@ fn open(names: [&str; 2]) -> Option<VerbsDuo> {
             eprintln!("SKIPPED: {names:?}: {error}");
             None
         }
+    }
+}
+
+/// Runs a check on both pairs of devices.
+pub(crate) fn everywhere(check: fn(&mut dyn Duo)) {
+    for names in DEVICES {
+        let Some(mut duo) = open(names) else { return };
+        check(&mut duo);
     }
 }
 
