@@ -14,7 +14,7 @@ mod qp;
 mod sys;
 
 pub use duo::VerbsDuo;
-pub use list::{Atomics, DeviceInfo, GidInfo, GidKind, PortInfo, PortState, list};
+pub use list::{Atomics, DeviceInfo, GidInfo, GidKind, Listed, PortInfo, PortState, list};
 pub use open::OpenError;
 
 use crate::fabric::{DeviceConfig, Endpoint, Error, Event, Limits, Port, Result, SrqSpec};
