@@ -73,12 +73,17 @@ pub const QUIRKS: &[Quirk] = &[
     },
 ];
 
-/// What rxe does so wrong that no outcome of it can be compared. No random program has it.
+/// What rxe does so wrong that no outcome of it can be compared. No random program that runs on devices has it.
 pub const AVOIDED: &[(&str, &str)] = &[
     (
         "a fence after an RNR NAK or timeout, on a queue pair with READs or atomics behind it",
         "rxe_req.c, rxe_wqe_is_fenced: a READ or atomic that was sent once holds its place among the outstanding ones while it is \
          sent again, and so the fence before it, or its own, waits for ever",
+    ),
+    (
+        "a misaligned atomic",
+        "rdma-core providers/rxe/rxe.c, validate_send_wr: refused at posting with EINVAL, where the specification has the responder refuse it \
+         (9.4.5, 9.7.5.2.6)",
     ),
     (
         "a local protection error while an earlier READ or atomic is not answered",

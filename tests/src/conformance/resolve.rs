@@ -218,7 +218,8 @@ impl Resolver {
             }
             answers |= brings(r.what);
         }
-        if waits && answers {
+        // A retry may also come of a slow machine, where timeouts are short.
+        if (waits || conn.fragile) && answers {
             turn.requests.iter_mut().for_each(|r| r.fence = false);
         }
     }
@@ -251,6 +252,14 @@ impl Resolver {
             if let Some(link) = link {
                 links.push((link, so_far.messages.first().copied()));
             }
+        }
+        if turn.before == Before::OwnErr {
+            // When a queue that is flushed is full is a race.
+            let mut requests = 0;
+            links.retain(|(link, _)| {
+                requests += link.requests();
+                requests <= u64::from(self.conns[end.0].depth)
+            });
         }
         if links.is_empty() {
             return;

@@ -164,19 +164,19 @@ impl Runner<'_> {
     fn connect(&mut self, c: usize) -> Result<()> {
         let conn = self.conns[c];
         let mut ends = [Endpoint::default(); 2];
-        for s in 0..2 {
+        for (s, end) in ends.iter_mut().enumerate() {
             let qp = self.qp((c, s));
-            ends[s] = on(self.duo, s, |f| {
+            *end = on(self.duo, s, |f| {
                 f.modify_qp(qp, Step::Reset)?;
                 f.modify_qp(qp, Step::Init(conn.access))?;
                 f.endpoint(qp)
             })?;
-            ends[s].mtu = ends[s].mtu.min(conn.mtu);
+            end.mtu = end.mtu.min(conn.mtu);
         }
         let rts = if conn.fragile {
-            Rts { timeout: 10, retry_cnt: 3, rnr_retry: 1, max_rd_atomic: conn.reads }
+            Rts { timeout: 12, retry_cnt: 3, rnr_retry: 1, max_rd_atomic: conn.reads }
         } else {
-            Rts { timeout: 12, retry_cnt: 7, rnr_retry: 7, max_rd_atomic: conn.reads }
+            Rts { timeout: 14, retry_cnt: 7, rnr_retry: 7, max_rd_atomic: conn.reads }
         };
         for s in 0..2 {
             let qp = self.qp((c, s));

@@ -82,17 +82,18 @@ impl std::fmt::Display for Divergence {
     }
 }
 
-/// Runs up to `count` programs through `check`, which says in what one diverges; the first that does is shrunk in at most `tries` runs.
+/// Runs up to `count` programs, after `prepare`, through `check`, which says in what one diverges; the first that does is shrunk in at most `tries` runs.
 pub(crate) fn search(
     count: u64,
     tries: u32,
+    prepare: fn(Program) -> Program,
     coverage: &mut Coverage,
     mut check: impl FnMut(&Script, &[Expected]) -> Vec<String>,
 ) -> Option<Divergence> {
     let (mut source, strategy) = (source(), programs());
     for after in 1..=count {
         let mut tree = strategy.new_tree(&mut source).expect("no program is rejected");
-        let program = tree.current();
+        let program = prepare(tree.current());
         let (script, expected) = resolve(&program);
         coverage.add(&script, &expected);
         let what = check(&script, &expected);
@@ -105,7 +106,7 @@ pub(crate) fn search(
             if !more {
                 break;
             }
-            let program = tree.current();
+            let program = prepare(tree.current());
             let (script, expected) = resolve(&program);
             let what = check(&script, &expected);
             more = if what.is_empty() {

@@ -9,10 +9,16 @@ use sim::fabric::Mistakes;
 #[test]
 fn random_programs_keep_the_contract_on_the_simulated_fabric() {
     let mut coverage = Coverage::default();
-    let found = search(simulated_count(), 2000, &mut coverage, |script, expected| {
-        let seen = simulated(script, expected, Pace::VIRTUAL, Mistakes::default());
-        compare(expected.iter().map(|e| &e.seen), &seen, expected, false, &mut Used::new())
-    });
+    let found = search(
+        simulated_count(),
+        2000,
+        |program| program,
+        &mut coverage,
+        |script, expected| {
+            let seen = simulated(script, expected, Pace::VIRTUAL, Mistakes::default());
+            compare(expected.iter().map(|e| &e.seen), &seen, expected, false, &mut Used::new())
+        },
+    );
     if let Some(found) = found {
         panic!("{found}");
     }
@@ -22,18 +28,24 @@ fn random_programs_keep_the_contract_on_the_simulated_fabric() {
 
 #[test]
 fn the_same_program_does_the_same_again_and_expanded() {
-    let found = search(simulated_count(), 2000, &mut Coverage::default(), |script, expected| {
-        let run = |pace| simulated(script, expected, pace, Mistakes::default());
-        let first = run(Pace::VIRTUAL);
-        let mut wrong = Vec::new();
-        if run(Pace::VIRTUAL) != first {
-            wrong.push("a second run differs".into());
-        }
-        if run(Pace { expand: true, ..Pace::VIRTUAL }) != first {
-            wrong.push("requests one by one differ from windows of plans".into());
-        }
-        wrong
-    });
+    let found = search(
+        simulated_count(),
+        2000,
+        |program| program,
+        &mut Coverage::default(),
+        |script, expected| {
+            let run = |pace| simulated(script, expected, pace, Mistakes::default());
+            let first = run(Pace::VIRTUAL);
+            let mut wrong = Vec::new();
+            if run(Pace::VIRTUAL) != first {
+                wrong.push("a second run differs".into());
+            }
+            if run(Pace { expand: true, ..Pace::VIRTUAL }) != first {
+                wrong.push("requests one by one differ from windows of plans".into());
+            }
+            wrong
+        },
+    );
     if let Some(found) = found {
         panic!("{found}");
     }

@@ -14,10 +14,16 @@ fn every_mistake_is_seen_on_the_simulated_fabric_alone() {
     let mut missed = Vec::new();
     println!("mistake, programs until it was seen, requests of the shrunk program");
     for (name, mistakes) in Mistakes::each() {
-        let found = search(WITHIN, 2000, &mut Coverage::default(), |script, expected| {
-            let seen = simulated(script, expected, Pace::VIRTUAL, mistakes);
-            compare(expected.iter().map(|e| &e.seen), &seen, expected, false, &mut Used::new())
-        });
+        let found = search(
+            WITHIN,
+            2000,
+            |program| program,
+            &mut Coverage::default(),
+            |script, expected| {
+                let seen = simulated(script, expected, Pace::VIRTUAL, mistakes);
+                compare(expected.iter().map(|e| &e.seen), &seen, expected, false, &mut Used::new())
+            },
+        );
         match found {
             Some(found) => println!("{name}, {}, {}", found.after, found.requests()),
             None => missed.push(name),

@@ -5,6 +5,7 @@ use engine::fabric::verbs::VerbsDuo;
 use engine::fabric::{DeviceConfig, Duo};
 use kvrail_tests::conformance::coverage::Coverage;
 use kvrail_tests::conformance::model::Expected;
+use kvrail_tests::conformance::program::Program;
 use kvrail_tests::conformance::quirks::{QUIRKS, Used};
 use kvrail_tests::conformance::run::{Pace, run};
 use kvrail_tests::conformance::script::Script;
@@ -55,22 +56,23 @@ fn random_programs_do_the_same_on_real_verbs() {
     let mut diverged = 0;
     for names in DEVICES {
         let Some(mut duo) = open(names) else { return };
-        let found = search(count() / 2, 150, &mut coverage, |script, expected| {
-            let seen = match run(&mut duo, script, expected, Pace::REAL) {
-                Ok(seen) => seen,
-                Err(error) => return vec![format!("objects of a program: {error}")],
-            };
-            let virtual_ = simulated(script, expected, Pace::VIRTUAL, Mistakes::default());
-            let mut what = compare(expected.iter().map(|e| &e.seen), &seen, expected, true, &mut used);
-            let both = compare(virtual_.iter(), &seen, expected, true, &mut Used::new());
-            what.extend(both.into_iter().map(|what| format!("simulated and real: {what}")));
-            if go_on && !what.is_empty() {
-                diverged += 1;
-                println!("DIVERGENCE {}\n{script:?}", what.join("\n"));
-                return Vec::new();
-            }
-            what
-        });
+        let found =
+            search(count().div_ceil(2), 150, Program::for_devices, &mut coverage, |script, expected| {
+                let seen = match run(&mut duo, script, expected, Pace::REAL) {
+                    Ok(seen) => seen,
+                    Err(error) => return vec![format!("objects of a program: {error}")],
+                };
+                let virtual_ = simulated(script, expected, Pace::VIRTUAL, Mistakes::default());
+                let mut what = compare(expected.iter().map(|e| &e.seen), &seen, expected, true, &mut used);
+                let both = compare(virtual_.iter(), &seen, expected, true, &mut Used::new());
+                what.extend(both.into_iter().map(|what| format!("simulated and real: {what}")));
+                if go_on && !what.is_empty() {
+                    diverged += 1;
+                    println!("DIVERGENCE {}\n{script:?}", what.join("\n"));
+                    return Vec::new();
+                }
+                what
+            });
         if let Some(found) = found {
             panic!("{names:?}: {found}");
         }
@@ -86,7 +88,9 @@ fn random_programs_do_the_same_on_real_verbs() {
         );
     }
     assert_eq!(diverged, 0, "programs diverged");
-    assert!(coverage.missing().is_empty(), "no program had: {:?}", coverage.missing());
+    let missing: Vec<_> =
+        coverage.missing().into_iter().filter(|case| *case != "misaligned atomic").collect();
+    assert!(missing.is_empty() || count() < 400, "no program had: {missing:?}");
 }
 
 #[test]
@@ -111,7 +115,7 @@ fn every_mistake_is_seen_beside_real_verbs() {
     println!("mistake, programs until simulated and real verbs differed");
     for (name, mistakes) in Mistakes::each() {
         let mut n = 0;
-        let found = search(200, 0, &mut Coverage::default(), |script, expected| {
+        let found = search(200, 0, Program::for_devices, &mut Coverage::default(), |script, expected| {
             n += 1;
             if real.len() < n {
                 real.push(run(&mut duo, script, expected, Pace::REAL).expect("objects of a program"));

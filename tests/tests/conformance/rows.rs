@@ -70,8 +70,11 @@ fn check(row: &Row, status: Option<Status>) {
     let seen = simulated(&script, &expected, Pace::VIRTUAL, Mistakes::default());
     let want = || expected.iter().map(|e| &e.seen);
     assert_eq!(compare(want(), &seen, &expected, false, &mut Used::new()), [""; 0], "simulated");
+    // Refused by rxe at posting: see `quirks::AVOIDED`.
     #[cfg(feature = "verbs")]
-    crate::real::row(&script, &expected);
+    if row.flaw != Flaw::Misaligned {
+        crate::real::row(&script, &expected);
+    }
 }
 
 macro_rules! rows {
