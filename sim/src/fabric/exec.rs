@@ -173,7 +173,8 @@ impl Ends<'_> {
     }
 
     /// Whether the responder's queue pair takes such requests at all, however short. If not, the request is invalid and its key is not
-    /// looked at (InfiniBand spec 9.7.4.1.5 and table 58, "invalid request"; Linux rxe_resp.c, `check_op_valid`).
+    /// looked at (InfiniBand spec 11.6.2, remote invalid request error: "not supported by this receive queue"; Linux rxe_resp.c,
+    /// `check_op_valid`).
     fn takes(&self, kind: Kind) -> Result<(), Fault> {
         let takes = Self::needs(kind).within(&self.access) || self.mistakes.queue_pair_rights_ignored;
         if takes { Ok(()) } else { Err(Fault::remote(Status::RemInvReq)) }

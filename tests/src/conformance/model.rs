@@ -317,7 +317,7 @@ impl Work<'_> {
             return Err(local(Status::LocProt));
         }
         if !sends {
-            // A queue pair that does not take the operation: InfiniBand spec 9.7.5.2.6 (invalid request).
+            // A queue pair that does not take the operation: InfiniBand spec 11.6.2 (remote invalid request error).
             if !right(&access) {
                 return Err(remote(Status::RemInvReq));
             }

@@ -144,7 +144,7 @@ pub fn forbidden(script: &Script, seen: &Seen) -> Vec<String> {
         for (i, read) in list.iter().enumerate().filter(|(_, done)| done.op == Op::Read) {
             for at in read.to..read.to + read.len {
                 // What this queue pair wrote before, or what was there; what any other one writes, and what this one writes
-                // later (InfiniBand spec 9.5, table 79: only a fence keeps a WRITE behind a READ).
+                // later (InfiniBand spec 10.8.3.3: only a fence keeps a WRITE behind a READ).
                 let mut allowed = vec![last(c, &list[..i], at).unwrap_or_else(|| stamped(1, 0, at))];
                 allowed.extend(list[i..].iter().filter_map(|done| value(c, done, at)));
                 for (other, list) in lists.iter().enumerate().filter(|(other, _)| *other != c) {

@@ -3,6 +3,7 @@
 use crate::check::{compare, count, search, search_races, simulated};
 use engine::fabric::verbs::VerbsDuo;
 use engine::fabric::{DeviceConfig, Duo};
+use engine::time::Time;
 use kvrail_tests::conformance::coverage::Coverage;
 use kvrail_tests::conformance::model::Expected;
 use kvrail_tests::conformance::program::Program;
@@ -76,6 +77,11 @@ fn random_programs_do_the_same_on_real_verbs() {
         if let Some(found) = found {
             panic!("{names:?}: {found}");
         }
+        println!(
+            "{names:?}: {} programs in {:.0} s",
+            count().div_ceil(2),
+            duo.now().since(Time::ZERO).as_secs()
+        );
     }
     println!("{coverage}");
     println!("quirks of rxe, completions that had them");
