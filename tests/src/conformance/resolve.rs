@@ -208,6 +208,13 @@ impl Resolver {
                 };
             }
         }
+        // What comes after an answer that cannot be stored may be executed before that is seen.
+        let lost = |r: &Request| {
+            brings(r.what) && matches!(r.flaw, Flaw::BadLkey | Flaw::LocalPastEnd | Flaw::NoLocalWrite)
+        };
+        if let Some(last) = turn.requests.iter().position(lost) {
+            turn.requests.truncate(last + 1);
+        }
         // And here rxe waits for ever.
         let mut waits = dies && turn.before != Before::Nothing;
         let mut answers = false;
