@@ -47,6 +47,10 @@ fn program(row: &Row) -> Program {
     let good = |what| request(what, 64, Flaw::None);
     let first = if row.rights == 1 { What::Send } else { What::Write };
     let mut requests = vec![good(first), request(row.what, row.bytes, row.flaw)];
+    if row.flaw.is_local() {
+        // See `quirks::AVOIDED`.
+        requests.remove(0);
+    }
     requests.extend((0..row.after).map(|_| good(What::SendImm)));
     let turn = |before, requests| Turn { conn: 0, side: false, before, chain: 60, spare: 2, requests };
     let conn = ConnPick {
