@@ -899,7 +899,7 @@ fn nothing_arrives_at_a_fenced_target() {
                 let sges: Vec<_> = (0..4).map(|i| [rig.sge(0, i << 18, 1 << 18)]).collect();
                 let chain: Vec<_> = (0..48)
                     .map(|id| {
-                        let remote = rig.remote(0, id % 4 << 18);
+                        let remote = rig.remote(0, (id % 4) << 18);
                         let (op, flags, local) = (Op::Write, Flags::default(), &sges[id as usize % 4][..]);
                         Item::One(WorkRequest { id: WrId(id), op, flags, local, remote })
                     })

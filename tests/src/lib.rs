@@ -1,3 +1,5 @@
-//! What tests that span crates share: [`cluster`] runs the `kvrail` command's processes on real devices.
+//! What tests that span crates share: the conformance suite of both fabrics, and clusters of real processes. The tests themselves are
+//! in `tests/`.
 
 pub mod cluster;
+pub mod conformance;

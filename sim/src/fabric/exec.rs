@@ -164,15 +164,25 @@ pub(super) fn execute(
 }
 
 impl Ends<'_> {
-    fn right(&self, kind: Kind, addr: u64, len: u64, key: RKey) -> Result<Spot, Fault> {
-        let right = match kind {
+    fn needs(kind: Kind) -> Right {
+        match kind {
             Kind::Read => Right::Read,
             Kind::FetchAdd(_) | Kind::CompareSwap { .. } => Right::Atomic,
             Kind::Write | Kind::Send => Right::Write,
-        };
-        if !right.within(&self.access) && !self.mistakes.queue_pair_rights_ignored {
-            return Err(Fault::remote(Status::RemAccess));
         }
+    }
+
+    /// Whether the responder's queue pair takes such requests at all, however short. If not, the request is invalid and its key is not
+    /// looked at (InfiniBand spec 11.6.2, remote invalid request error: "not supported by this receive queue"; Linux rxe_resp.c,
+    /// `check_op_valid`).
+    fn takes(&self, kind: Kind) -> Result<(), Fault> {
+        let takes = Self::needs(kind).within(&self.access) || self.mistakes.queue_pair_rights_ignored;
+        if takes { Ok(()) } else { Err(Fault::remote(Status::RemInvReq)) }
+    }
+
+    fn right(&self, kind: Kind, addr: u64, len: u64, key: RKey) -> Result<Spot, Fault> {
+        self.takes(kind)?;
+        let right = Self::needs(kind);
         self.sides.remote.remote(self.remote_port, key, addr, len, right).map_err(Fault::remote)
     }
 
@@ -192,6 +202,7 @@ impl Ends<'_> {
             Kind::Write | Kind::Read => {}
         }
         if total == 0 {
+            self.takes(kind)?;
             if self.mistakes.zero_length_checked {
                 self.right(kind, remote.0, 0, remote.1)?;
             }
@@ -301,6 +312,8 @@ impl Ends<'_> {
         } else if total > 0 {
             let spot = self.right(kind, remote.0, total, remote.1)?;
             self.sides.remote.place(spot, bytes);
+        } else {
+            self.takes(kind)?;
         }
         Ok(total)
     }
