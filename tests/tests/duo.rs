@@ -9,7 +9,8 @@ use engine::policy::{RailPolicy, ReplicaChoice};
 use engine::registry::{LinkBody, Message, PageRun, Report, RoomKey};
 use engine::time::{Span, Time};
 use engine::transfer::{
-    InstanceMemory, News, PageTable, Pairing, Receiver, RecvRoom, Rules, SendRoom, Sender, TransferConfig,
+    Initiator, InitiatorRoom, InstanceMemory, News, PageTable, Pairing, Rules, Target, TargetRoom,
+    TransferConfig,
 };
 use models::{DType, Layout, PageOrder, Parallel, presets};
 use sim::fabric::{FabricEvent, Fabrics, HostSpec, PortSpec, Ready, ReadyWhat};
@@ -31,8 +32,8 @@ struct Duo {
     queue: EventQueue<FabricEvent>,
     ready: Vec<Ready>,
     now: Time,
-    sender: Sender,
-    receiver: Receiver,
+    sender: Initiator,
+    receiver: Target,
     /// Said by prefill, and by decode.
     said: [Vec<Message>; 2],
     news: Vec<News>,
@@ -93,8 +94,8 @@ impl Duo {
             config.rails,
         );
         let pairing = Arc::new(pairing.unwrap());
-        let sender = Sender::new(config.clone(), src, fabrics.host(0), 8).unwrap();
-        let receiver = Receiver::new(config, dst, fabrics.host(1), 8).unwrap();
+        let sender = Initiator::new(config.clone(), src, fabrics.host(0), 8).unwrap();
+        let receiver = Target::new(config, dst, fabrics.host(1), 8).unwrap();
         let mut duo = Self {
             fabrics,
             queue: EventQueue::new(),
@@ -119,7 +120,7 @@ impl Duo {
         duo
     }
 
-    fn sender<T>(&mut self, call: impl FnOnce(&mut Sender, &mut Cx<'_>) -> T) -> T {
+    fn sender<T>(&mut self, call: impl FnOnce(&mut Initiator, &mut Cx<'_>) -> T) -> T {
         self.fabrics.begin_call(0, self.now);
         let mut cx = Cx { now: self.now, fabric: self.fabrics.host(0), out: &mut self.out };
         let value = call(&mut self.sender, &mut cx);
@@ -133,7 +134,7 @@ impl Duo {
         value
     }
 
-    fn receiver<T>(&mut self, call: impl FnOnce(&mut Receiver, &mut Cx<'_>) -> T) -> T {
+    fn receiver<T>(&mut self, call: impl FnOnce(&mut Target, &mut Cx<'_>) -> T) -> T {
         self.fabrics.begin_call(1, self.now);
         let mut cx = Cx { now: self.now, fabric: self.fabrics.host(1), out: &mut self.out };
         let value = call(&mut self.receiver, &mut cx);
@@ -224,7 +225,7 @@ impl Duo {
 
     /// The registry assigns a room to prefill.
     fn assign(&mut self, room: u64) -> bool {
-        let spec = SendRoom {
+        let spec = InitiatorRoom {
             key: key(room),
             request: RequestId(room),
             peer: D,
@@ -247,7 +248,7 @@ impl Duo {
 
     /// Decode opens a room with its pages, and publishes them.
     fn opens(&mut self, room: u64) {
-        let spec = RecvRoom { key: key(room), request: RequestId(room), peer: P, group: 0, tokens: TOKENS };
+        let spec = TargetRoom { key: key(room), request: RequestId(room), peer: P, group: 0, tokens: TOKENS };
         assert!(self.receiver(|r, cx| r.open(cx, spec, &table(0))));
     }
 
@@ -255,7 +256,7 @@ impl Duo {
     fn gives_up_and_frees(&mut self, room: u64) {
         self.receiver(|r, cx| r.abort(cx, key(room), Reason::Deadline));
         self.now += Span::s(6);
-        self.receiver(Receiver::wake);
+        self.receiver(Target::wake);
         assert!(self.news.contains(&News::Released(key(room))), "fenced and freed");
         self.mark();
     }

@@ -8,7 +8,7 @@ use crate::id::InstanceId;
 use crate::map::Map;
 use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey};
 use crate::time::Time;
-use crate::transfer::{InstanceMemory, News, PagePool, PageTable, Receiver, RecvRoom};
+use crate::transfer::{InstanceMemory, News, PagePool, PageTable, Target, TargetRoom};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -49,7 +49,7 @@ pub struct DecodeNode {
     compute: Box<dyn Compute>,
     client: Client,
     events: VecDeque<ClientEvent>,
-    receiver: Option<Receiver>,
+    receiver: Option<Target>,
     peers: Peers,
     pools: Vec<PagePool>,
     jobs: Map<RoomKey, Job>,
@@ -130,7 +130,7 @@ impl DecodeNode {
 
     /// Its KV pools, between start and shutdown.
     pub fn memory(&self) -> Option<&InstanceMemory> {
-        self.receiver.as_ref().map(Receiver::memory)
+        self.receiver.as_ref().map(Target::memory)
     }
 
     /// Whether it holds anything for a room.
@@ -144,7 +144,7 @@ impl DecodeNode {
         let groups = self.config.parallel.dp.max(1);
         self.pools = (0..groups).map(|_| PagePool::new(self.config.pages, self.config.scatter)).collect();
         let receiver =
-            Receiver::new(self.config.transfer.clone(), memory, cx.fabric, self.config.queue_pairs())
+            Target::new(self.config.transfer.clone(), memory, cx.fabric, self.config.queue_pairs())
                 .map_err(|why| StartError::Fabric { what: "shared receive queues", why })?;
         self.receiver = Some(receiver);
         self.client = Client::new(Role::Decode, Some(facts), self.config.session, self.config.life);
@@ -300,7 +300,7 @@ impl DecodeNode {
             self.orders += 1;
             job.order = self.orders;
             self.admitted += 1;
-            if !receiver.open(cx, RecvRoom { key, request, peer, group, tokens }, &table) {
+            if !receiver.open(cx, TargetRoom { key, request, peer, group, tokens }, &table) {
                 // The device took fewer receives than it said it would. Nothing was published, so nothing can be written to the pages.
                 if let Some(mut job) = self.jobs.remove(&key) {
                     self.pools[usize::from(job.group)].give_all(&mut job.table);
@@ -385,7 +385,7 @@ impl DecodeNode {
     }
 
     fn on_news(&mut self, cx: &mut Cx<'_>) {
-        while let Some(news) = self.receiver.as_mut().and_then(Receiver::next_news) {
+        while let Some(news) = self.receiver.as_mut().and_then(Target::next_news) {
             match news {
                 News::Tell(message) => self.client.send(&message),
                 News::Started(_) => {}
@@ -617,7 +617,7 @@ impl Node for DecodeNode {
     }
 
     fn deadline(&self) -> Option<Time> {
-        let receiver = self.receiver.as_ref().and_then(Receiver::deadline).unwrap_or(Time::NEVER);
+        let receiver = self.receiver.as_ref().and_then(Target::deadline).unwrap_or(Time::NEVER);
         Time::earliest([self.client.deadline(), receiver, self.wakes])
     }
 
@@ -640,7 +640,7 @@ impl Node for DecodeNode {
     }
 
     fn counters(&self) -> Counters {
-        let stats = self.receiver.as_ref().map(Receiver::stats).unwrap_or_default();
+        let stats = self.receiver.as_ref().map(Target::stats).unwrap_or_default();
         Counters {
             fences: stats.fences,
             stale_immediates: stats.stale_immediates,

@@ -10,7 +10,7 @@ use crate::map::Map;
 use crate::policy::Granularity;
 use crate::registry::{Client, ClientEvent, Message, Role, RoomKey};
 use crate::time::{Span, Time};
-use crate::transfer::{InstanceMemory, News, PagePool, PageTable, SendRoom, Sender};
+use crate::transfer::{Initiator, InitiatorRoom, InstanceMemory, News, PagePool, PageTable};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ pub struct PrefillNode {
     compute: Box<dyn Compute>,
     client: Client,
     events: VecDeque<ClientEvent>,
-    sender: Option<Sender>,
+    sender: Option<Initiator>,
     peers: Peers,
     pools: Vec<PagePool>,
     caches: Vec<PrefixCache>,
@@ -101,7 +101,7 @@ impl PrefillNode {
 
     /// Its KV pools, between start and shutdown.
     pub fn memory(&self) -> Option<&InstanceMemory> {
-        self.sender.as_ref().map(Sender::memory)
+        self.sender.as_ref().map(Initiator::memory)
     }
 
     /// Whether it holds anything for a room.
@@ -115,8 +115,9 @@ impl PrefillNode {
         let groups = self.config.parallel.dp.max(1);
         self.pools = (0..groups).map(|_| PagePool::new(self.config.pages, self.config.scatter)).collect();
         self.caches = (0..groups).map(|_| PrefixCache::default()).collect();
-        let sender = Sender::new(self.config.transfer.clone(), memory, cx.fabric, self.config.queue_pairs())
-            .map_err(|why| StartError::Fabric { what: "completion queues", why })?;
+        let sender =
+            Initiator::new(self.config.transfer.clone(), memory, cx.fabric, self.config.queue_pairs())
+                .map_err(|why| StartError::Fabric { what: "completion queues", why })?;
         self.sender = Some(sender);
         self.client = Client::new(Role::Prefill, Some(facts), self.config.session, self.config.life);
         self.client.start(cx.now);
@@ -188,7 +189,7 @@ impl PrefillNode {
         let free = |g: &usize| u64::from(self.pools[*g].free()) + self.caches[*g].idle_pages();
         let group = (0..self.pools.len()).rev().max_by_key(free).unwrap_or(0);
         let (tenant, tokens) = (request.tenant, request.prompt);
-        let spec = SendRoom { key, request: request.id, peer, tenant, group: group as u16, tokens };
+        let spec = InitiatorRoom { key, request: request.id, peer, tenant, group: group as u16, tokens };
         if !sender.open(cx, spec) {
             return;
         }
@@ -422,7 +423,7 @@ impl PrefillNode {
     }
 
     fn on_news(&mut self) {
-        while let Some(news) = self.sender.as_mut().and_then(Sender::next_news) {
+        while let Some(news) = self.sender.as_mut().and_then(Initiator::next_news) {
             match news {
                 News::Tell(message) => self.client.send(&message),
                 News::Started(_) | News::Success(_) | News::Failed(..) => {}
@@ -512,7 +513,7 @@ impl Node for PrefillNode {
     }
 
     fn deadline(&self) -> Option<Time> {
-        let sender = self.sender.as_ref().and_then(Sender::deadline).unwrap_or(Time::NEVER);
+        let sender = self.sender.as_ref().and_then(Initiator::deadline).unwrap_or(Time::NEVER);
         let step = self.step.as_ref().map_or(Time::NEVER, |step| step.next);
         Time::earliest([self.client.deadline(), sender, step])
     }

@@ -3,7 +3,7 @@
 use super::super::news::News;
 use super::super::pages::PageTable;
 use super::super::plan::{PlanLimits, plan};
-use super::{SendRoom, Sender};
+use super::{Initiator, InitiatorRoom};
 use crate::fabric::Plan;
 use crate::id::{InstanceId, PortId};
 use crate::node::{Cx, Reason};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// Where decode wants it.
 #[derive(Clone, Debug)]
-pub(super) struct Target {
+pub(super) struct Remote {
     pub slot: u16,
     pub generation: u8,
     pub group: u16,
@@ -76,11 +76,11 @@ pub(super) struct JobState {
 /// A room at the sender.
 #[derive(Clone, Debug)]
 pub(super) struct Room {
-    pub spec: SendRoom,
+    pub spec: InitiatorRoom,
     pub cached: u32,
     pub arrived: Time,
     pub src: PageTable,
-    pub target: Option<Target>,
+    pub remote: Option<Remote>,
     /// Pieces (tokens, layers) that are there but not yet in parts.
     pub pieces: Vec<(Range<u32>, Range<u32>)>,
     pub all_produced: bool,
@@ -105,7 +105,7 @@ pub(super) struct Room {
 
 impl Room {
     /// A new room, in the memory of one that is over.
-    fn new(spec: SendRoom, arrived: Time, spare: Option<Self>) -> Self {
+    fn new(spec: InitiatorRoom, arrived: Time, spare: Option<Self>) -> Self {
         let (mut src, mut pieces, mut numbers) = (PageTable::default(), Vec::new(), Vec::new());
         let (mut parts, mut jobs) = (Vec::new(), Vec::new());
         if let Some(spare) = spare {
@@ -122,7 +122,7 @@ impl Room {
             cached: 0,
             arrived,
             src,
-            target: None,
+            remote: None,
             pieces,
             all_produced: false,
             sealed: false,
@@ -142,9 +142,9 @@ impl Room {
     }
 }
 
-impl Sender {
+impl Initiator {
     /// Opens a room. False if it is open already or has ended here; then its report is told again.
-    pub fn open(&mut self, cx: &mut Cx<'_>, spec: SendRoom) -> bool {
+    pub fn open(&mut self, cx: &mut Cx<'_>, spec: InitiatorRoom) -> bool {
         let key = spec.key;
         if self.by_key.contains(&key) {
             return false;
@@ -201,7 +201,7 @@ impl Sender {
         }
         let link = self.links.get(&room.spec.peer);
         let stale = link.is_some_and(|link| rules.fence_epoch && link.is_stale(list.fence_epoch, &list.key));
-        let have = room.target.as_ref().map_or(0, |target| target.table.len());
+        let have = room.remote.as_ref().map_or(0, |remote| remote.table.len());
         let listed = list.pages.iter().try_fold(0u32, |sum, run| sum.checked_add(run.count));
         // A fragment that comes again adds nothing.
         let fits = listed
@@ -212,9 +212,9 @@ impl Sender {
             self.fail(cx, list.key, Reason::Refused, true);
             return;
         }
-        match &mut room.target {
+        match &mut room.remote {
             None if list.offset == 0 => {
-                room.target = Some(Target {
+                room.remote = Some(Remote {
                     slot: list.slot,
                     generation: list.generation,
                     group: list.group,
@@ -223,13 +223,13 @@ impl Sender {
                     total: list.total,
                 });
             }
-            Some(target) if list.offset == target.table.len() && list.offset > 0 => {
+            Some(remote) if list.offset == remote.table.len() && list.offset > 0 => {
                 for run in &list.pages {
-                    target.table.push(*run);
+                    remote.table.push(*run);
                 }
             }
             // The same fragment again.
-            Some(target) if list.offset < target.table.len() || list.total == 0 => return,
+            Some(remote) if list.offset < remote.table.len() || list.total == 0 => return,
             _ => {
                 self.fail(cx, list.key, Reason::Refused, true);
                 return;
@@ -269,15 +269,15 @@ impl Sender {
     pub(super) fn advance(&mut self, cx: &mut Cx<'_>, index: u32) {
         let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
         let Some(link) = self.links.get(&room.spec.peer) else { return };
-        let Some(target) = &room.target else { return };
-        if room.ending || room.sealed || target.table.len() < target.total {
+        let Some(remote) = &room.remote else { return };
+        if room.ending || room.sealed || remote.table.len() < remote.total {
             return;
         }
         // Checked here because the list may have come before the peer's facts.
         let facts = &link.facts;
-        if u32::from(target.slot) >= facts.slots
-            || target.group >= facts.dp
-            || !target.table.runs().iter().all(|run| in_pool(run, facts.pages))
+        if u32::from(remote.slot) >= facts.slots
+            || remote.group >= facts.dp
+            || !remote.table.runs().iter().all(|run| in_pool(run, facts.pages))
         {
             let key = room.spec.key;
             self.fail(cx, key, Reason::Refused, true);
@@ -295,7 +295,7 @@ impl Sender {
             // Receives are promised by rail. A cut makes one part at most on each, but small ones leave rails out, so parts in all
             // say nothing about the fullest rail.
             let widest = pairing.feeds.iter().map(|feed| rails(feed.nth).len()).max().unwrap_or(1).max(1);
-            if room.cuts as usize + 2 > usize::from(target.credits) / widest {
+            if room.cuts as usize + 2 > usize::from(remote.credits) / widest {
                 return;
             }
         }
@@ -316,7 +316,7 @@ impl Sender {
                         Some((_, _, made)) => made.clone(),
                         None => {
                             let lanes = share.lanes_of(layers);
-                            match plan(share, lanes, &room.src, &target.table, tokens.clone(), limits) {
+                            match plan(share, lanes, &room.src, &remote.table, tokens.clone(), limits) {
                                 Ok(made) => {
                                     let made = Arc::new(made);
                                     self.plans.push((share.class, p, made.clone()));
@@ -345,7 +345,7 @@ impl Sender {
                 }
                 let number = room.numbers[f];
                 room.numbers[f] += 1;
-                let wire = pairing.wire(dst_groups, room.spec.group, target.group, f, rail) as u32;
+                let wire = pairing.wire(dst_groups, room.spec.group, remote.group, f, rail) as u32;
                 let bytes = window_bytes(&plans, &window);
                 room.parts.push(Part {
                     feed: f as u16,

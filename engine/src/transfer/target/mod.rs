@@ -23,8 +23,8 @@ use crate::registry::RoomKey;
 use crate::time::Time;
 use crate::timers::Timers;
 use link::Link;
-pub use room::RecvRoom;
 use room::Room;
+pub use room::TargetRoom;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ struct PortReceives {
 
 /// What a receiver holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ReceiverHeld {
+pub struct TargetHeld {
     /// Rooms not yet released.
     pub rooms: u64,
     /// Slots given out.
@@ -54,7 +54,7 @@ pub struct ReceiverHeld {
 
 /// Events that a fault-free run never sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ReceiverStats {
+pub struct TargetStats {
     /// Immediates of a slot's earlier life, or from a queue pair that is not the room's sender's.
     pub stale_immediates: u64,
     /// Parts seen before.
@@ -66,7 +66,7 @@ pub struct ReceiverStats {
 }
 
 /// Decode's transfer engine.
-pub struct Receiver {
+pub struct Target {
     config: TransferConfig,
     memory: InstanceMemory,
     ports: Vec<PortReceives>,
@@ -84,11 +84,11 @@ pub struct Receiver {
     timers: Timers<RoomKey>,
     news: VecDeque<News>,
     lease_until: Time,
-    stats: ReceiverStats,
+    stats: TargetStats,
 }
 
-impl Receiver {
-    /// For an instance with this memory, see [`super::Sender::new`].
+impl Target {
+    /// For an instance with this memory, see [`super::Initiator::new`].
     pub fn new(
         mut config: TransferConfig,
         memory: InstanceMemory,
@@ -126,7 +126,7 @@ impl Receiver {
             timers: Timers::default(),
             news: VecDeque::new(),
             lease_until: Time::NEVER,
-            stats: ReceiverStats::default(),
+            stats: TargetStats::default(),
             config,
         })
     }
@@ -158,7 +158,7 @@ impl Receiver {
     pub fn next_news(&mut self) -> Option<News> {
         self.news.pop_front()
     }
-    /// When it wants [`Receiver::wake`].
+    /// When it wants [`Target::wake`].
     pub fn deadline(&self) -> Option<Time> {
         self.timers.head()
     }
@@ -167,7 +167,7 @@ impl Receiver {
         self.links.contains_key(&peer)
     }
     /// What happened that should not.
-    pub fn stats(&self) -> ReceiverStats {
+    pub fn stats(&self) -> TargetStats {
         self.stats
     }
 
@@ -186,8 +186,8 @@ impl Receiver {
     }
 
     /// What it holds.
-    pub fn held(&self) -> ReceiverHeld {
-        ReceiverHeld {
+    pub fn held(&self) -> TargetHeld {
+        TargetHeld {
             rooms: self.by_key.len() as u64,
             slots: (self.slots.len() - self.free_slots.len()) as u64,
             timers: self.timers.len() as u64,

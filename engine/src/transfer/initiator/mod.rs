@@ -1,6 +1,6 @@
 //! Prefill's side: rooms whose KV this instance sends.
 //!
-//! A room's KV comes in pieces ([`Sender::produced`]). Once decode's page list is there, each piece becomes *parts*: all writes of one
+//! A room's KV comes in pieces ([`Initiator::produced`]). Once decode's page list is there, each piece becomes *parts*: all writes of one
 //! (piece, source rank, destination rank) on one queue pair, the last of which carries the immediate. Parts wait in the queue of their
 //! port until order and window let them be posted, slice by slice. A room is Success when all its parts completed; that is final and
 //! means "delivered".
@@ -44,7 +44,7 @@ struct PortQueue {
 
 /// A room to open.
 #[derive(Clone, Debug)]
-pub struct SendRoom {
+pub struct InitiatorRoom {
     /// The room.
     pub key: RoomKey,
     /// Whose it is.
@@ -61,7 +61,7 @@ pub struct SendRoom {
 
 /// What a sender holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SenderHeld {
+pub struct InitiatorHeld {
     /// Rooms not yet released.
     pub rooms: u64,
     /// Timers armed.
@@ -71,7 +71,7 @@ pub struct SenderHeld {
 }
 
 /// Prefill's transfer engine.
-pub struct Sender {
+pub struct Initiator {
     config: TransferConfig,
     /// Completions that each port's queue holds.
     depth: u32,
@@ -95,7 +95,7 @@ pub struct Sender {
     plans: Vec<(u32, usize, Arc<Plan>)>,
 }
 
-impl Sender {
+impl Initiator {
     /// For an instance with this memory. Completion queues have room for what `queue_pairs` queue pairs can hold; no more than fits is
     /// ever posted, so that even flushing all of it overruns none.
     pub fn new(
@@ -169,7 +169,7 @@ impl Sender {
         self.news.pop_front()
     }
 
-    /// When it wants [`Sender::wake`].
+    /// When it wants [`Initiator::wake`].
     pub fn deadline(&self) -> Option<Time> {
         self.timers.head()
     }
@@ -212,8 +212,8 @@ impl Sender {
     }
 
     /// What it holds.
-    pub fn held(&self) -> SenderHeld {
-        SenderHeld {
+    pub fn held(&self) -> InitiatorHeld {
+        InitiatorHeld {
             rooms: self.by_key.len() as u64,
             timers: self.timers.len() as u64,
             queue_pairs: self.links.values().map(|link| link.wires.len() as u64).sum(),

@@ -3,7 +3,7 @@
 use super::super::memory::InstanceMemory;
 use super::super::news::News;
 use super::super::pairing::Pairing;
-use super::Receiver;
+use super::Target;
 use super::room::State as RoomState;
 use crate::fabric::{Access, Error, Fabric, QpSpec, QpState, Rtr, Step};
 use crate::id::{InstanceId, PortId, QpId};
@@ -61,7 +61,7 @@ impl Link {
     }
 }
 
-impl Receiver {
+impl Target {
     /// What the initiator says about the link.
     pub fn link(&mut self, cx: &mut Cx<'_>, peer: InstanceId, body: LinkBody) {
         let Some(link) = self.links.get(&peer) else {
@@ -251,9 +251,9 @@ impl Receiver {
     }
 }
 
-impl Receiver {
+impl Target {
     /// A restarted registry lost what it had not passed on: links under way begin anew. Page lists of live rooms go with the
-    /// room's next Assign, see [`Receiver::publish`].
+    /// room's next Assign, see [`Target::publish`].
     pub fn say_again(&mut self, cx: &mut Cx<'_>) {
         let offered: Vec<InstanceId> = self
             .links

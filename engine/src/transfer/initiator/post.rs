@@ -3,7 +3,7 @@
 use super::super::memory::port_of;
 use super::super::news::News;
 use super::super::wire::{AUX_BYTES, AuxRow, Immediate, SEAL_BYTES, Seal};
-use super::Sender;
+use super::Initiator;
 use super::link::Slice;
 use super::room::PartState;
 use crate::fabric::{Batch, Error, Flags, Item, Op, Sge, WorkRequest};
@@ -11,7 +11,7 @@ use crate::id::{RKey, WrId};
 use crate::node::{Cx, Reason, Step};
 use crate::policy::JobId;
 
-impl Sender {
+impl Initiator {
     /// Posts on every port what order and window allow.
     pub(super) fn pump_all(&mut self, cx: &mut Cx<'_>) {
         for port in 0..self.ports.len() {
@@ -45,7 +45,7 @@ impl Sender {
         let part = &mut room.parts[p as usize];
         let free =
             u64::from(self.config.send_depth) - link.wires.get(part.wire as usize).map_or(0, |w| w.used);
-        let (Some(target), true, true) = (&room.target, link.is_up(), free >= part.extras().max(1)) else {
+        let (Some(remote), true, true) = (&room.remote, link.is_up(), free >= part.extras().max(1)) else {
             order.remove(id);
             job.queued = false;
             if link.is_up() && job.blocked.is_none() {
@@ -115,8 +115,8 @@ impl Sender {
         // nothing outstanding on its own queue pair would never be woken.
         let all_kv = at == part.window.end;
         let end = all_kv && free - taken >= part.extras();
-        let imm = Immediate { slot: target.slot, generation: target.generation, part: part.number }.to_u32();
-        let slot = theirs.aux.addr + u64::from(target.slot) * super::super::wire::SLOT_BYTES;
+        let imm = Immediate { slot: remote.slot, generation: remote.generation, part: part.number }.to_u32();
+        let slot = theirs.aux.addr + u64::from(remote.slot) * super::super::wire::SLOT_BYTES;
         let cell = slot + AUX_BYTES + u64::from(feed.src.0) * SEAL_BYTES;
         let scratch =
             memory.aux.mrs[wire.port.index()].map_or((0, Default::default()), |mr| (mr.addr, mr.lkey));

@@ -3,7 +3,7 @@
 use super::super::memory::InstanceMemory;
 use super::super::news::News;
 use super::super::pairing::Pairing;
-use super::Sender;
+use super::Initiator;
 use super::room::PartState;
 use crate::fabric::{Access, Completion, Error, Fabric, QpSpec, QpState, Rtr, Status, Step};
 use crate::id::{InstanceId, PortId, QpId};
@@ -109,7 +109,7 @@ impl Link {
     }
 }
 
-impl Sender {
+impl Initiator {
     /// Asks the target for an offer.
     pub(super) fn ask(&mut self, peer: InstanceId) {
         if let Some(link) = self.links.get_mut(&peer) {
@@ -150,7 +150,7 @@ impl Sender {
                         |key| offer.is_some_and(|offer| offer.live.iter().any(|room| room.key == key));
                     let rooms = link.rooms.iter().filter_map(|i| self.rooms[*i as usize].as_ref());
                     rooms
-                        .filter(|room| room.target.is_some() && !listed(room.spec.key))
+                        .filter(|room| room.remote.is_some() && !listed(room.spec.key))
                         .map(|room| room.spec.key)
                         .collect()
                 } else {
@@ -433,7 +433,7 @@ impl Sender {
     }
 }
 
-impl Sender {
+impl Initiator {
     /// A restarted registry knows nothing of handshakes under way: every link that is not up begins anew.
     pub fn ask_again(&mut self) {
         let down: Vec<InstanceId> =

@@ -3,7 +3,7 @@
 use super::super::news::News;
 use super::super::pages::PageTable;
 use super::super::wire::{AUX_BYTES, AuxRow, Immediate, SEAL_BYTES, SLOT_BYTES, Seal};
-use super::Receiver;
+use super::Target;
 use super::link::Link;
 use super::parts::Source;
 use crate::fabric::{Completion, Opcode};
@@ -15,7 +15,7 @@ use crate::time::Span;
 
 /// A room to open.
 #[derive(Clone, Debug)]
-pub struct RecvRoom {
+pub struct TargetRoom {
     /// The room.
     pub key: RoomKey,
     /// Whose it is.
@@ -41,7 +41,7 @@ pub(super) enum State {
 /// A room at the receiver.
 #[derive(Clone, Debug)]
 pub(super) struct Room {
-    pub spec: RecvRoom,
+    pub spec: TargetRoom,
     pub slot: u16,
     pub generation: u8,
     pub state: State,
@@ -61,7 +61,7 @@ pub(super) struct Room {
 /// Page runs in one message: keeps the frame well below its bound.
 const RUNS_PER_LIST: usize = 2048;
 
-impl Receiver {
+impl Target {
     /// Immediates that each source rank may send to each destination rank.
     fn credits(&self) -> (u16, u16) {
         let per_rail = match self.config.granularity {
@@ -116,7 +116,7 @@ impl Receiver {
     }
 
     /// Opens a room with these pages and publishes them. False, and nothing done, if it cannot be opened now.
-    pub fn open(&mut self, cx: &mut Cx<'_>, spec: RecvRoom, table: &PageTable) -> bool {
+    pub fn open(&mut self, cx: &mut Cx<'_>, spec: TargetRoom, table: &PageTable) -> bool {
         if self.knows_room(&spec.key) || !self.can_open(spec.peer, spec.group) {
             return false;
         }
