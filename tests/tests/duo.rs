@@ -9,7 +9,7 @@ use engine::policy::{RailPolicy, ReplicaChoice};
 use engine::registry::{LinkBody, Message, PageRun, Report, RoomKey};
 use engine::time::{Span, Time};
 use engine::transfer::{
-    Initiator, InitiatorRoom, InstanceMemory, News, PageTable, Pairing, Rules, Target, TargetRoom,
+    End as _, Initiator, InitiatorRoom, InstanceMemory, News, PageTable, Pairing, Rules, Target, TargetRoom,
     TransferConfig,
 };
 use models::{DType, Layout, PageOrder, Parallel, presets};
@@ -158,7 +158,7 @@ impl Duo {
     fn hear(&mut self, from: usize, message: Message) {
         match (from, message) {
             (0, Message::Report { key, report }) => self.receiver(|r, cx| r.report(cx, key, report)),
-            (0, Message::Abort { key, reason }) => self.receiver(|r, cx| r.abort(cx, key, reason)),
+            (0, Message::Abort { key, reason }) => self.receiver(|r, cx| r.abort(cx, key, reason, false)),
             (0, Message::Link { body, .. }) => self.receiver(|r, cx| r.link(cx, P, body)),
             (1, Message::Publish(list)) => self.sender(|s, cx| s.publish(cx, &list)),
             (1, Message::Abort { key, reason }) => self.sender(|s, cx| s.abort(cx, key, reason, false)),
@@ -254,9 +254,9 @@ impl Duo {
 
     /// A timer of decode for a room: it fails now, and later is fenced and freed.
     fn gives_up_and_frees(&mut self, room: u64) {
-        self.receiver(|r, cx| r.abort(cx, key(room), Reason::Deadline));
+        self.receiver(|r, cx| r.abort(cx, key(room), Reason::Deadline, false));
         self.now += Span::s(6);
-        self.receiver(Target::wake);
+        self.receiver(|r, cx| r.wake(cx));
         assert!(self.news.contains(&News::Released(key(room))), "fenced and freed");
         self.mark();
     }
@@ -391,7 +391,7 @@ fn tombstones() {
     let story = |on: bool| {
         let mut t = Duo::connected(|r| r.tombstones = on);
         t.opens(0);
-        t.receiver(|r, cx| r.abort(cx, key(0), Reason::Aborted));
+        t.receiver(|r, cx| r.abort(cx, key(0), Reason::Aborted, false));
         t.sender(|s, cx| s.abort(cx, key(0), Reason::Aborted, false));
         t.arrives(0, |m| {
             *m == Message::Report { key: key(0), report: Report { delivered: false, clean: true } }

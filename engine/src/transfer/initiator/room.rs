@@ -1,20 +1,20 @@
-//! The life of a room at the sender: opened, given pages and a page list, cut into parts, ended.
+//! The life of a room at the initiator: opened, given pages and a page list, cut into parts, ended.
 
 use super::super::news::News;
 use super::super::pages::PageTable;
 use super::super::plan::{PlanLimits, plan};
 use super::{Initiator, InitiatorRoom};
 use crate::fabric::Plan;
-use crate::id::{InstanceId, PortId};
+use crate::id::PortId;
 use crate::node::{Cx, Reason};
-use crate::policy::{Job, JobId};
+use crate::policy::{Direction, Job, JobId};
 use crate::registry::{Message, PageList, PageRun, Report, RoomKey};
 use crate::time::Time;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Where decode wants it.
+/// Where it goes to or, in pull, comes from.
 #[derive(Clone, Debug)]
 pub(super) struct Remote {
     pub slot: u16,
@@ -36,7 +36,7 @@ pub(super) enum PartState {
     Done,
 }
 
-/// All writes of one (piece, source rank, destination rank) on one queue pair.
+/// All requests of one (piece, source rank, destination rank) on one queue pair.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
     pub feed: u16,
@@ -73,13 +73,18 @@ pub(super) struct JobState {
     pub blocked: Option<u32>,
 }
 
-/// A room at the sender.
+/// A room at the initiator.
 #[derive(Clone, Debug)]
 pub(super) struct Room {
     pub spec: InitiatorRoom,
     pub cached: u32,
     pub arrived: Time,
+    /// This side's pages.
     pub src: PageTable,
+    /// Pull: the aux slot where the aux row is read to, once there are pages.
+    pub landing: Option<u16>,
+    /// Pull: pieces that the target told of, and how many (token, layer) pairs that are.
+    pub told: (u32, u64),
     pub remote: Option<Remote>,
     /// Pieces (tokens, layers) that are there but not yet in parts.
     pub pieces: Vec<(Range<u32>, Range<u32>)>,
@@ -122,6 +127,8 @@ impl Room {
             cached: 0,
             arrived,
             src,
+            landing: None,
+            told: (0, 0),
             remote: None,
             pieces,
             all_produced: false,
@@ -188,7 +195,7 @@ impl Initiator {
         }
     }
 
-    /// Decode's page list, or a fragment of it.
+    /// The target's page list, or a fragment of it.
     pub fn publish(&mut self, cx: &mut Cx<'_>, list: &PageList) {
         let Some(index) = self.by_key.get(&list.key).copied() else {
             self.refuse_unknown(cx, list.key);
@@ -208,7 +215,8 @@ impl Initiator {
             .is_some_and(|n| list.offset < have || have.checked_add(n).is_some_and(|end| end <= list.total));
         let outside =
             list.pages.iter().any(|run| !in_pool(run, link.map_or(u32::MAX, |link| link.facts.pages)));
-        if stale || outside || !fits || list.credits == 0 || list.tokens != room.spec.tokens {
+        let credits = list.credits > 0 || self.config.direction == Direction::Pull;
+        if stale || outside || !fits || !credits || list.tokens != room.spec.tokens {
             self.fail(cx, list.key, Reason::Refused, true);
             return;
         }
@@ -253,14 +261,25 @@ impl Initiator {
         if room.ending || room.all_produced {
             return;
         }
-        if !tokens.is_empty() && !layers.is_empty() {
-            match room.pieces.last_mut() {
-                Some((t, l)) if t.end == tokens.start && *l == layers => t.end = tokens.end,
-                Some((t, l)) if *t == tokens && l.end == layers.start => l.end = layers.end,
-                _ => room.pieces.push((tokens, layers)),
-            }
-        }
+        Self::join(&mut room.pieces, tokens, layers);
         room.all_produced = last;
+        self.go_on(cx, index);
+    }
+
+    /// Adds a piece to others, making the last one longer where that is the same.
+    pub(super) fn join(pieces: &mut Vec<(Range<u32>, Range<u32>)>, tokens: Range<u32>, layers: Range<u32>) {
+        if tokens.is_empty() || layers.is_empty() {
+            return;
+        }
+        match pieces.last_mut() {
+            Some((t, l)) if t.end == tokens.start && *l == layers => t.end = tokens.end,
+            Some((t, l)) if *t == tokens && l.end == layers.start => l.end = layers.end,
+            _ => pieces.push((tokens, layers)),
+        }
+    }
+
+    /// Cuts and posts what can be.
+    pub(super) fn go_on(&mut self, cx: &mut Cx<'_>, index: u32) {
         self.advance(cx, index);
         self.pump_all(cx);
     }
@@ -270,7 +289,8 @@ impl Initiator {
         let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
         let Some(link) = self.links.get(&room.spec.peer) else { return };
         let Some(remote) = &room.remote else { return };
-        if room.ending || room.sealed || remote.table.len() < remote.total {
+        let pull = self.config.direction == Direction::Pull;
+        if room.ending || room.sealed || remote.table.len() < remote.total || pull && room.landing.is_none() {
             return;
         }
         // Checked here because the list may have come before the peer's facts.
@@ -289,9 +309,9 @@ impl Initiator {
         let pairing = link.pairing.clone();
         let key = room.spec.key;
         room.numbers.resize(pairing.feeds.len(), 0);
-        // The last parts must fit into the credits: what does not is kept back until all is produced.
+        // The last parts must fit into the credits: what does not is kept back until all is produced. In pull the target sees to that.
         let rails = |nth| self.config.rail_policy.choose(nth, pairing.rails);
-        if !room.all_produced {
+        if !room.all_produced && !pull {
             // Receives are promised by rail. A cut makes one part at most on each, but small ones leave rails out, so parts in all
             // say nothing about the fullest rail.
             let widest = pairing.feeds.iter().map(|feed| rails(feed.nth).len()).max().unwrap_or(1).max(1);
@@ -339,8 +359,9 @@ impl Initiator {
             let n = rails.len() as u64;
             for (j, rail) in (0u64..).zip(rails) {
                 let window = total * j / n..total * (j + 1) / n;
-                let seals = last && j + 1 == n;
-                if window.is_empty() && !seals {
+                let ends = last && j + 1 == n;
+                let (seals, aux) = (ends && !pull, ends && feed.aux);
+                if window.is_empty() && !seals && !aux {
                     continue;
                 }
                 let number = room.numbers[f];
@@ -356,7 +377,7 @@ impl Initiator {
                     cursor: 0,
                     bytes,
                     seal: seals.then(|| room.numbers[f]),
-                    aux: seals && feed.aux,
+                    aux,
                     state: PartState::Waiting,
                 });
                 room.undone += 1;
@@ -503,9 +524,12 @@ impl Initiator {
         let clean = !room.dirty || !rules.honest_report;
         let report = Report { delivered, clean };
         self.news.push_back(News::Tell(Message::Report { key, report }));
-        if delivered || rules.initiator_waits || !room.started {
+        // In pull what has arrived is decode's, for as long as it generates.
+        let pull = self.config.direction == Direction::Pull;
+        if !(pull && delivered) && (delivered || rules.initiator_waits || !room.started) {
             self.news.push_back(News::Released(key));
         }
+        self.free_slots.extend(room.landing);
         self.timers.cancel(key);
         self.tombstones.add(cx.now, key, report);
         if let Some(link) = self.links.get_mut(&room.spec.peer) {
@@ -525,31 +549,14 @@ impl Initiator {
                 self.end(cx, index, false);
             }
         } else if room.sealed && room.undone == 0 && room.outstanding == 0 {
-            if lease {
+            let key = room.spec.key;
+            if !lease {
+                self.fail(cx, key, Reason::LeaseLost, true);
+            } else if self.config.direction == Direction::Push || self.has_arrived(cx, index) {
                 self.end(cx, index, true);
             } else {
-                let key = room.spec.key;
-                self.fail(cx, key, Reason::LeaseLost, true);
+                self.fail(cx, key, Reason::Transfer, true);
             }
-        }
-    }
-
-    /// The peer is gone for good: its rooms fail, and the link goes.
-    pub fn peer_gone(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
-        self.reject_peer(cx, peer, Reason::PeerGone, false);
-        self.scrap(cx, peer);
-        self.links.remove(&peer);
-    }
-
-    /// Every room fails for the same reason, and every link is cut: this instance's life is over.
-    pub fn abandon(&mut self, cx: &mut Cx<'_>, reason: Reason) {
-        let keys: Vec<RoomKey> = self.rooms.iter().flatten().map(|room| room.spec.key).collect();
-        for key in keys {
-            self.fail(cx, key, reason, true);
-        }
-        let peers: Vec<InstanceId> = self.links.keys().copied().collect();
-        for peer in peers {
-            self.peer_gone(cx, peer);
         }
     }
 }
