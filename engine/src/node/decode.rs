@@ -138,6 +138,12 @@ impl DecodeNode {
         self.jobs.contains(key)
     }
 
+    /// The pages of a room's prompt and their DP group, once it has pages.
+    pub fn prompt_pages(&self, key: &RoomKey) -> Option<(u16, PageTable)> {
+        let job = self.jobs.get(key)?;
+        Some((job.group, job.prompt_table(self.config.page_size)))
+    }
+
     fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {
         let memory = self.config.memory(cx.fabric, Access::REMOTE_WRITE)?;
         let facts = self.config.facts(&memory);

@@ -1,7 +1,7 @@
 //! Red zones: what nobody may write to.
 //!
-//! Every page of a decode instance that no room has published holds a mark of its own. A page loses it when its room publishes it, and
-//! gets it back when the room is released. So a write that lands where it must not is found, whoever sent it and however late: in
+//! Every page of a decode instance that no room has published holds a mark of its own. A page loses it when its room publishes it (in pull:
+//! when it is given to a room, for then it is read to), and gets it back when the room is released. So a write that lands where it must not is found, whoever sent it and however late: in
 //! pages that were never given out, in pages that are free again, and (by the content checks of the node) in pages of another room.
 
 use crate::world::{AnyNode, World};
@@ -9,7 +9,7 @@ use engine::fabric::{Content, Extent, Fabric as _, Grid};
 use engine::id::{BufId, NodeId};
 use engine::registry::{PageList, PageRun, RoomKey};
 use engine::transfer::InstanceMemory;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Content of a page that nobody owns.
 const MARK: u64 = 0x7265_645f_7a6f_6e65;
@@ -32,6 +32,14 @@ fn memory(node: &AnyNode) -> Option<&InstanceMemory> {
         AnyNode::Decode(node) => node.memory(),
         AnyNode::Prefill(node) => node.memory(),
         AnyNode::Registry(_) | AnyNode::Router(_) => None,
+    }
+}
+
+/// Prompt pages of a decode node's room, with their group.
+fn prompt_pages(world: &World, node: NodeId, key: &RoomKey) -> Option<(u16, Vec<PageRun>)> {
+    match world.node(node) {
+        AnyNode::Decode(node) => node.prompt_pages(key).map(|(group, table)| (group, table.runs().to_vec())),
+        _ => None,
     }
 }
 
@@ -107,8 +115,28 @@ impl Zones {
         }
     }
 
-    /// After every event: rooms that were released, then rooms that were published.
-    pub(super) fn after(&mut self, world: &mut World, published: Vec<(NodeId, PageList)>) {
+    /// After every event, in pull: rooms that were released, then rooms that were given pages.
+    pub(super) fn after_pull(&mut self, world: &mut World, rooms: &[RoomKey]) {
+        self.released(world);
+        let nodes: BTreeSet<NodeId> = self.groups.keys().map(|(node, _)| *node).collect();
+        for (node, key) in nodes.iter().flat_map(|node| rooms.iter().map(|key| (*node, *key))) {
+            if self.owned.contains_key(&(node, key)) {
+                continue;
+            }
+            let Some((group, runs)) = prompt_pages(world, node, &key).filter(|(_, runs)| !runs.is_empty())
+            else {
+                continue;
+            };
+            let pages = || runs.iter().flat_map(|run| run.first.0..run.first.0 + run.count);
+            self.look(world, (node, group), pages());
+            if let Some(group) = self.groups.get_mut(&(node, group)) {
+                pages().for_each(|page| group.free[page as usize] = false);
+            }
+            self.owned.insert((node, key), (group, runs));
+        }
+    }
+
+    fn released(&mut self, world: &mut World) {
         let gone: Vec<(NodeId, RoomKey)> =
             self.owned.keys().filter(|(node, key)| !has_room(world, *node, key)).copied().collect();
         for (node, key) in gone {
@@ -116,6 +144,11 @@ impl Zones {
                 self.mark(world, (node, group), &runs);
             }
         }
+    }
+
+    /// After every event: rooms that were released, then rooms that were published.
+    pub(super) fn after(&mut self, world: &mut World, published: Vec<(NodeId, PageList)>) {
+        self.released(world);
         for (node, list) in published {
             if self.owned.contains_key(&(node, list.key)) && list.offset == 0
                 || !has_room(world, node, &list.key)
