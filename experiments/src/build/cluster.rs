@@ -20,7 +20,9 @@ use sim::world::{AnyNode, Fault, World};
 use super::RunError;
 use crate::compute::Profile;
 use crate::nic;
-use crate::spec::{Admission, Granularity, MemorySpec, Order, Rails, Replica, Routing, Spec, TopologySpec};
+use crate::spec::{
+    Admission, Direction, Granularity, MemorySpec, Order, Rails, Replica, Routing, Spec, TopologySpec,
+};
 
 /// A world that is ready to start.
 pub(super) struct Cluster {
@@ -224,6 +226,10 @@ fn transfer(spec: &Spec) -> TransferConfig {
         },
         replica: match spec.policy.replica {
             Replica::ByDestination => policy::ReplicaChoice::ByDestination,
+        },
+        direction: match spec.policy.direction {
+            Direction::Push => policy::Direction::Push,
+            Direction::Pull => policy::Direction::Pull,
         },
         granularity: match spec.policy.granularity {
             Granularity::Request => policy::Granularity::Request,
