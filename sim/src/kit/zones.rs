@@ -1,8 +1,9 @@
 //! Red zones: what nobody may write to.
 //!
 //! Every page of a decode instance that no room has published holds a mark of its own. A page loses it when its room publishes it (in pull:
-//! when it is given to a room, for then it is read to), and gets it back when the room is released. So a write that lands where it must not is found, whoever sent it and however late: in
-//! pages that were never given out, in pages that are free again, and (by the content checks of the node) in pages of another room.
+//! when it is given to a room, for then it is read to), and gets it back when the room is released. So a write that lands where it must not
+//! is found, whoever sent it and however late: in pages that were never given out, in pages that are free again, and (by the content checks
+//! of the node) in pages of another room.
 //!
 //! In pull pages of a prefill instance are marked as well when their room is released: nobody writes there, but what is read from there too
 //! late is the mark, and the content checks of decode find it. Not where a prefix cache keeps pages beyond their room.
