@@ -8,6 +8,7 @@
 pub mod build;
 pub mod cli;
 pub mod compute;
+pub mod doctor;
 pub mod nic;
 pub mod report;
 pub mod spec;

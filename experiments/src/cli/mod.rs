@@ -4,6 +4,7 @@
 //! an expectation does not hold, 2 bad input, 3 the environment lacks something, 130 interrupted.
 
 mod check;
+mod doctor;
 mod flows;
 mod interrupt;
 mod models;
@@ -43,6 +44,7 @@ pub mod status {
                   kvrail run experiments/quickstart.yaml\n  \
                   kvrail run experiments/mooncake.yaml --set workload.path=conversation_trace.jsonl --out out/a\n  \
                   kvrail check experiments/quickstart.yaml --set cluster.decode.tp=8\n  \
+                  kvrail doctor\n  \
                   kvrail models"
 )]
 struct Cli {
@@ -58,6 +60,8 @@ enum Command {
     Check(CheckArgs),
     /// Run bare flows on a star of hosts
     Flows(FlowsArgs),
+    /// Say whether experiments could run on RDMA devices here, and what is missing
+    Doctor(DoctorArgs),
     /// List the model presets with their bytes of KV per token
     Models(ModelsArgs),
 }
@@ -133,6 +137,26 @@ struct FlowsArgs {
 }
 
 #[derive(Args)]
+#[command(
+    after_help = "Exit status: 0 usable, 3 not (what is missing is printed).\n\nExamples:\n  kvrail doctor\n  \
+kvrail doctor experiments/quickstart.yaml --json"
+)]
+struct DoctorArgs {
+    /// An experiment whose settings count [default: those of an empty one]
+    #[arg(value_name = "FILE.yaml")]
+    file: Option<PathBuf>,
+    /// Replace one value, as in `kvrail run`
+    #[arg(long = "set", value_name = "A.B.C=VALUE")]
+    sets: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Look at the sys, proc, dev and usr in this folder: a copy of another host's
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+}
+
+#[derive(Args)]
 #[command(after_help = "Example:\n  kvrail models --dtype fp8 --tp 8")]
 struct ModelsArgs {
     /// Element type of the KV cache: bf16, fp16, fp8 or fp8-packed
@@ -186,6 +210,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::check(&args),
         Command::Flows(args) => flows::flows(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
         Command::Models(args) => models::models(&args),
     };
     match done {

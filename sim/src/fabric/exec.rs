@@ -3,6 +3,7 @@
 //! A window of a plan is checked by its hull and moved run by run over all lanes at once. Only if the hull is refused, or the window
 //! begins or ends within a lane, are single requests looked at.
 
+use super::Mistakes;
 use super::memory::{Block, Right, Sides, Spot};
 use super::qp::{Kind, Qp, Segment, Work};
 use engine::fabric::{Access, Lanes, Plan, Sge, Status};
@@ -110,6 +111,7 @@ pub(super) struct Ends<'a> {
     /// Rights of the responder's queue pair.
     pub(super) access: Access,
     pub(super) mtu: u64,
+    pub(super) mistakes: Mistakes,
 }
 
 /// Works a segment at its responder. Requests before [`Fault::index`] are done; with `limit` only so many bytes came through, and
@@ -168,7 +170,7 @@ impl Ends<'_> {
             Kind::FetchAdd(_) | Kind::CompareSwap { .. } => Right::Atomic,
             Kind::Write | Kind::Send => Right::Write,
         };
-        if !right.within(&self.access) {
+        if !right.within(&self.access) && !self.mistakes.queue_pair_rights_ignored {
             return Err(Fault::remote(Status::RemAccess));
         }
         self.sides.remote.remote(self.remote_port, key, addr, len, right).map_err(Fault::remote)
@@ -190,6 +192,9 @@ impl Ends<'_> {
             Kind::Write | Kind::Read => {}
         }
         if total == 0 {
+            if self.mistakes.zero_length_checked {
+                self.right(kind, remote.0, 0, remote.1)?;
+            }
             return Ok(0);
         }
         for (addr, len, key) in pieces().filter(|p| p.1 > 0) {
@@ -324,6 +329,9 @@ impl Ends<'_> {
                 word.copy_from_slice(&swap.to_le_bytes());
             }
             _ => {}
+        }
+        if self.mistakes.atomics_answer_new {
+            old.copy_from_slice(word);
         }
         self.sides.answer(own, old);
         Ok(8)

@@ -22,10 +22,12 @@
 mod arrive;
 mod calls;
 mod counters;
+pub mod duo;
 mod exec;
 mod faults;
 mod host;
 mod memory;
+mod mistakes;
 pub mod pair;
 mod post;
 mod qp;
@@ -34,6 +36,7 @@ mod serve;
 
 pub use counters::{Counters, Objects};
 pub use host::SimFabric;
+pub use mistakes::Mistakes;
 
 use crate::net::{Fluid, Network, Topology};
 use crate::nic::NicProfile;
@@ -208,6 +211,14 @@ impl Fabrics {
             lanes: LaneCache::default(),
             done: Vec::new(),
         })
+    }
+
+    /// What all hosts get wrong on purpose from now on.
+    pub fn set_mistakes(&mut self, mistakes: Mistakes) {
+        for host in &mut self.hosts {
+            host.mistakes = mistakes;
+            host.memory.set_mistakes(mistakes);
+        }
     }
 
     /// How many hosts there are.
