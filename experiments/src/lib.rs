@@ -10,6 +10,8 @@ pub mod cli;
 pub mod compute;
 pub mod doctor;
 pub mod nic;
+pub mod perftest;
+mod processes;
 pub mod report;
 pub mod spec;
 pub mod workload;

@@ -227,6 +227,47 @@ fn what_runs_slowly_is_told() {
 }
 
 #[test]
+fn an_experiment_says_which_ports_are_used() {
+    let host = Host::new("chosen");
+    for number in 1..=4 {
+        host.roce(&format!("mlx5_{number}"), number);
+    }
+    let rails = |report: &Report| -> Vec<String> {
+        let rails = report.rails.iter();
+        rails
+            .map(|rail| format!("{} {}/{} {:?}", rail.side, rail.device, rail.port, rail.gid_index))
+            .collect()
+    };
+    let report = host.examine_for(&["verbs.prefill.devices=[mlx5_3, mlx5_2/1]", "verbs.decode.numa=1"]);
+    assert!(report.usable, "{}", report.table());
+    assert_eq!(
+        rails(&report),
+        [
+            "prefill mlx5_3/1 Some(3)",
+            "prefill mlx5_2/1 Some(3)",
+            "decode mlx5_1/1 Some(3)",
+            "decode mlx5_3/1 Some(3)"
+        ]
+    );
+    let report =
+        host.examine_for(&["verbs.prefill.gid_index=1", "verbs.decode.gid_index=1", "verbs.dscp=26"]);
+    assert_eq!(report.rails[0].gid_index, Some(1));
+    finds(&report, Severity::Warning, "link-local", "");
+    let traffic = report.settings.iter().find(|setting| setting.key == "verbs.traffic_class").unwrap();
+    assert_eq!((traffic.value.as_str(), traffic.meaning.as_str()), ("104", "DSCP 26, ECN bits 0"));
+    for (set, problem) in [
+        ("verbs.decode.devices=[mlx5_9]", "there is no device `mlx5_9`; there are: mlx5_1, mlx5_2"),
+        ("verbs.decode.devices=[mlx5_1/2]", "mlx5_1 has no port 2"),
+        ("verbs.decode.gid_index=2", "is IB/RoCE v1, not RoCE v2"),
+        ("verbs.decode.gid_index=9", "no address at index 9"),
+        ("verbs.pkey_index=1", "no partition key at index 1"),
+    ] {
+        finds(&host.examine_for(&[set]), Severity::Error, problem, "");
+    }
+    finds(&host.examine_for(&["verbs.decode.numa=7"]), Severity::Note, "NUMA node 7", "");
+}
+
+#[test]
 fn locked_memory_has_to_hold_the_pools() {
     let host = Host::new("locked");
     host.roce("mlx5_0", 1);

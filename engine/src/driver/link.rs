@@ -155,18 +155,26 @@ impl Link {
         Ok(text.unwrap_or_else(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
+    /// The name of a node that was heard (registry's end only).
+    pub fn name(&self, node: NodeId) -> Option<String> {
+        let End::Hub(peers) = &self.end else { return None };
+        let peer = peers.get(node.index())?.as_ref()?;
+        Identity::parse(&peer.identity).ok().map(|identity| identity.name)
+    }
+
     /// What was counted.
     pub fn stats(&self) -> LinkStats {
         self.stats
     }
 
-    pub(super) fn socket(&self) -> &Socket {
+    /// To wait for, beside others.
+    pub fn socket(&self) -> &Socket {
         &self.socket
     }
 
     /// The next frame and who sent it. What is no frame is dropped and counted.
     #[inline]
-    pub(super) fn receive(&mut self) -> Result<Option<(NodeId, &[u8])>, LinkError> {
+    pub fn receive(&mut self) -> Result<Option<(NodeId, &[u8])>, LinkError> {
         loop {
             let from = match &mut self.end {
                 End::Spoke => Some(REGISTRY),
@@ -204,13 +212,13 @@ impl Link {
         }
     }
 
-    /// Sends a frame, or drops and counts it where that would have to wait.
+    /// Sends a frame, or drops and counts it where that would have to wait. Whether ZeroMQ has it now.
     #[inline]
-    pub(super) fn send(&mut self, to: NodeId, frame: &[u8]) -> Result<(), LinkError> {
+    pub fn send(&mut self, to: NodeId, frame: &[u8]) -> Result<bool, LinkError> {
         if let End::Hub(peers) = &self.end {
             let Some(Some(peer)) = peers.get(to.index()) else {
                 self.stats.unknown += 1;
-                return Ok(());
+                return Ok(false);
             };
             match give(&self.socket, &peer.identity, DONTWAIT | SNDMORE) {
                 Ok(()) => {}
@@ -218,24 +226,24 @@ impl Link {
             }
         } else if to != REGISTRY {
             self.stats.unknown += 1;
-            return Ok(());
+            return Ok(false);
         }
         match give(&self.socket, frame, DONTWAIT) {
             Ok(()) => {
                 self.stats.sent += 1;
-                Ok(())
+                Ok(true)
             }
             Err(why) => self.lost(why),
         }
     }
 
-    fn lost(&mut self, why: zmq::Error) -> Result<(), LinkError> {
+    fn lost(&mut self, why: zmq::Error) -> Result<bool, LinkError> {
         match why {
             zmq::Error::EAGAIN => self.stats.full += 1,
             zmq::Error::EHOSTUNREACH => self.stats.unknown += 1,
             why => return Err(why.into()),
         }
-        Ok(())
+        Ok(false)
     }
 }
 

@@ -31,7 +31,7 @@ mod link;
 pub use clock::{from_host_ns, host_ns, life, now};
 pub use identity::{Identity, IdentityError, MAX_NAME, MAX_NODES};
 pub use link::{Link, LinkConfig, LinkError, LinkStats};
-pub use zmq::{Context, Socket};
+pub use zmq::{Context, POLLIN, PollEvents, Socket};
 
 use crate::fabric::{Completion, Device, Error};
 use crate::id::CqId;

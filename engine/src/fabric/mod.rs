@@ -24,7 +24,7 @@ mod work;
 
 pub use absent::Absent;
 pub use completion::{Completion, Done, Event, Failed, Opcode, Status};
-pub use device::{Device, DeviceConfig, GidChoice, Reach};
+pub use device::{Device, DeviceConfig, GidChoice, Objects, Reach};
 pub use duo::Duo;
 pub use memory::{Access, Content, Extent, Grid, Memory, Mr};
 pub use qp::{

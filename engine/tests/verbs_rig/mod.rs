@@ -7,6 +7,7 @@ use engine::fabric::{
 };
 use engine::id::{BufId, CqId, LKey, PortId, QpId, WrId};
 use engine::time::Span;
+use std::sync::{Mutex, PoisonError};
 
 pub(crate) const ALL: Access =
     Access { local_write: true, remote_write: true, remote_read: true, remote_atomic: true };
@@ -16,8 +17,18 @@ pub(crate) const PORT: PortId = PortId(0);
 /// Patience with what must happen. In a guest whose CPU is emulated, everything is slow.
 const LONG: Span = Span::s(20);
 
+/// One test at a time: they count what the process holds, and time out where CPUs are few.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// The devices of the test machine: one that loops back, and two that reach each other.
-pub(crate) fn pairs() -> Vec<[DeviceConfig; 2]> {
+pub(crate) fn pairs() -> impl Iterator<Item = [DeviceConfig; 2]> {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    found().into_iter().inspect(move |_| {
+        let _ = &turn;
+    })
+}
+
+fn found() -> Vec<[DeviceConfig; 2]> {
     let there: Vec<String> = match list() {
         Ok(all) => all.into_iter().filter(|(_, info)| info.is_ok()).map(|(name, _)| name).collect(),
         Err(error) => {

@@ -223,7 +223,7 @@ pub(super) fn ports(
 pub(super) fn bytes(bytes: u64) -> String {
     let units = [(1_u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.iter().find(|(size, _)| bytes >= *size) {
-        Some((size, unit)) if bytes % size == 0 => format!("{} {unit}", bytes / size),
+        Some((size, unit)) if bytes.is_multiple_of(*size) => format!("{} {unit}", bytes / size),
         #[allow(clippy::cast_precision_loss)]
         Some((size, unit)) => format!("{:.1} {unit}", bytes as f64 / *size as f64),
         None => format!("{bytes} bytes"),

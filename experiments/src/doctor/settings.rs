@@ -1,6 +1,6 @@
 //! Which ports and addresses the settings of an experiment select, and the other settings of queue pairs as they would be in effect.
 
-use engine::fabric::{DeviceConfig, GidChoice};
+use engine::fabric::{DeviceConfig, GidChoice, RnrTimer, rnr_delay};
 use serde::Serialize;
 
 use super::sysfs::{Device, GidEntry, Port};
@@ -20,7 +20,7 @@ pub struct Setting {
 /// A port that a side would use.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Rail {
-    /// `prefill`, `decode`, or both.
+    /// `prefill`, `decode`, or `both sides`.
     pub side: String,
     /// The device.
     pub device: String,
@@ -30,15 +30,17 @@ pub struct Rail {
     pub gid_index: Option<u32>,
 }
 
-/// The settings of both sides: where they are the same there is one.
-#[must_use]
+/// What the hosts of each side are told; one, where both are told the same.
 pub(super) fn sides(spec: &Spec) -> Vec<(String, DeviceConfig)> {
-    let _ = spec;
-    vec![("both sides".to_owned(), DeviceConfig::default())]
+    let verbs = &spec.verbs;
+    let (prefill, decode) = (verbs.device(&verbs.prefill), verbs.device(&verbs.decode));
+    if prefill == decode {
+        return vec![("both sides".to_owned(), prefill)];
+    }
+    vec![("prefill".to_owned(), prefill), ("decode".to_owned(), decode)]
 }
 
 /// The address of a RoCE port that is used: see [`GidChoice`].
-#[must_use]
 pub(super) fn pick_gid(port: &Port, choice: GidChoice) -> Option<&GidEntry> {
     let mut v2 = port.gids.iter().filter(|entry| entry.is_v2());
     match choice {
@@ -90,8 +92,13 @@ fn named<'a>(devices: &'a [Device], name: &str) -> Result<(&'a Device, &'a Port)
     }
 }
 
+/// The wait that an RNR NAK with this code asks for, in milliseconds.
+#[allow(clippy::cast_precision_loss)]
+fn rnr_ms(code: u8) -> f64 {
+    rnr_delay(RnrTimer(code)).0 as f64 / 1e9
+}
+
 /// The settings that are sent to devices.
-#[must_use]
 pub(super) fn settings(spec: &Spec) -> Vec<Setting> {
     let (_, device) = sides(spec).swap_remove(0);
     let transfer = &spec.transfer;
@@ -133,6 +140,16 @@ pub(super) fn settings(spec: &Spec) -> Vec<Setting> {
             transfer.rnr_retries.to_string(),
             "tries of a peer that has no receive posted".to_owned(),
         ),
+        (
+            "transfer.min_rnr_timer",
+            transfer.min_rnr_timer.to_string(),
+            format!("{:.2} ms that a sender then waits", rnr_ms(transfer.min_rnr_timer)),
+        ),
+        (
+            "transfer.max_rd_atomic",
+            transfer.max_rd_atomic.to_string(),
+            "reads at a time; a device may allow fewer".to_owned(),
+        ),
         ("transfer.queue_pairs", transfer.queue_pairs.to_string(), "per pair of ranks".to_owned()),
         (
             "transfer.send_depth",
@@ -150,6 +167,11 @@ pub(super) fn settings(spec: &Spec) -> Vec<Setting> {
             "ranges of a work request; a device may allow fewer".to_owned(),
         ),
     ];
+    let reach = spec.verbs.reach.iter().map(|line| Setting {
+        key: "verbs.reach".to_owned(),
+        value: line.local.clone(),
+        meaning: format!("reaches {} only", line.remote),
+    });
     let row = |(key, value, meaning): (&str, String, String)| Setting { key: key.to_owned(), value, meaning };
-    rows.into_iter().map(row).collect()
+    rows.into_iter().map(row).chain(reach).collect()
 }

@@ -73,6 +73,12 @@ pub struct TransferSpec {
     /// Retries after an RNR NAK, 0 to 6 (7 would mean for ever).
     #[serde(deserialize_with = "field::rnr_retries")]
     pub rnr_retries: u8,
+    /// Code of the wait that an RNR NAK asks for, 0 to 31 (InfiniBand spec, table 45): 12 is 0.64 ms, 0 is 655.36 ms.
+    #[serde(deserialize_with = "field::rnr_timer")]
+    pub min_rnr_timer: u8,
+    /// READs and atomics that a queue pair has outstanding, and answers, at a time.
+    #[serde(deserialize_with = "field::rd_atomic")]
+    pub max_rd_atomic: u8,
     /// How often a part that an error of another room flushed is posted again before its room fails.
     pub reposts: u32,
     /// Parts that a source rank may send to a destination rank for one request on one rail: decode holds receives for them. In pull: how often
@@ -108,6 +114,8 @@ impl Default for TransferSpec {
             ack_timeout: 14,
             retries: 7,
             rnr_retries: 6,
+            min_rnr_timer: 12,
+            max_rd_atomic: 16,
             reposts: 3,
             parts: 16,
             slots: 512,

@@ -71,6 +71,12 @@ impl Spec {
         Profile::load(&self.compute.profile).or_else(|error| wrong("compute.profile", error))?;
         self.lengths()?;
         self.faults()?;
+        if let Some((key, problem)) = self.verbs.problem() {
+            return wrong(&format!("verbs.{key}"), problem);
+        }
+        if let Some(name) = &self.verbs.simulate_as {
+            nic::load(name).or_else(|error| wrong("verbs.simulate_as", error))?;
+        }
         for path in self.expect.keys() {
             if let Err(problem) = report::value_path(path) {
                 return Err((vec![Segment::Key("expect".to_owned()), Segment::Key(path.clone())], problem));
@@ -152,6 +158,7 @@ impl Spec {
         for (key, value, most) in [
             ("transfer.send_depth", self.transfer.send_depth, nic.max_qp_wr),
             ("transfer.max_sge", self.transfer.max_sge, nic.max_sge),
+            ("transfer.max_rd_atomic", self.transfer.max_rd_atomic.into(), nic.max_rd_atomic.into()),
         ] {
             if value > most {
                 return wrong(key, format!("{value} is more than the {most} of {}", nic.name));

@@ -111,6 +111,8 @@ pub struct SimFabric {
     pub(super) now: Time,
     /// CPU time of the calls since `begin_call`.
     pub(super) cpu: Span,
+    /// The share of it that went into polls which found nothing.
+    pub(super) spun: Span,
     pub(super) todo: Vec<Todo>,
     pub(super) touched: Vec<CqId>,
     pub(super) overruns: Vec<CqId>,
@@ -176,6 +178,7 @@ impl SimFabric {
             wiring,
             now: Time::ZERO,
             cpu: Span(0),
+            spun: Span(0),
             todo: Vec::new(),
             touched: Vec::new(),
             overruns: Vec::new(),

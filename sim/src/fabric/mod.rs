@@ -256,7 +256,7 @@ impl Fabrics {
     /// A node's call begins: its fabric calls happen at `now`.
     pub fn begin_call(&mut self, host: usize, now: Time) {
         let own = &mut self.hosts[host];
-        (own.now, own.cpu) = (now, Span(0));
+        (own.now, own.cpu, own.spun) = (now, Span(0), Span(0));
     }
 
     /// A node's call is over: what it posted starts to move. Returns the CPU time that its fabric calls took. `ready` gets what

@@ -18,13 +18,13 @@ build_binaries() {
         folder=${manifest%/*}
         packages+=(-p "$(sed -nE 's/^name *= *"(.*)"/\1/p' "$manifest" | head -n 1)")
         for source in "$folder"/tests/*.rs "$folder"/tests/*/main.rs; do
-            [ -e "$source" ] && grep -rqE "$MARK" "$source" || continue
+            [ -e "$source" ] && [[ $source == *"$ONLY"* ]] && grep -qE "$MARK" "$source" || continue
             name=${source#"$folder"/tests/}
             name=${name%/main.rs}
             arguments+=(--test "${name%.rs}")
         done
         # Tests beside the code, of modules named `verbs`.
-        if grep -rqs '#\[test\]' "$folder"/src/*/verbs "$folder"/src/verbs "$folder"/src/*/verbs.rs; then
+        if [[ $folder/src/lib.rs == *"$ONLY"* ]] && grep -rqs '#\[test\]' "$folder"/src/*/verbs "$folder"/src/verbs "$folder"/src/*/verbs.rs; then
             units+=("$folder")
         fi
     done
@@ -46,16 +46,15 @@ build_binaries() {
         folder=${folder%/Cargo.toml}
         source=$(member src_path "$line")
         name=${source#"$ROOT"/}
+        [[ $name == *"$ONLY"* ]] || [ "$(member kind "$line")" = bin ] || continue
         case $(member kind "$line") in
         bin) KVRAIL_BIN=$executable ;;
         test)
-            [ -z "$ONLY" ] || [[ $name == *"$ONLY"* ]] || continue
             printf '%s\t%s\t%s' "$name" "$folder" "$executable" >>"$list"
             if [ ${#FILTER[@]} -gt 0 ]; then printf '\t%s' "${FILTER[@]}" >>"$list"; fi
             echo >>"$list"
             ;;
         lib)
-            [ -z "$ONLY" ] || [[ $name == *"$ONLY"* ]] || continue
             # Only the modules about devices; the others need no guest.
             printf '%s\t%s\t%s\tverbs::\n' "$name" "$folder" "$executable" >>"$list"
             ;;

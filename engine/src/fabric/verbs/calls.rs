@@ -5,7 +5,7 @@ use super::qp::Qp;
 use super::{Cq, Srq, VerbsFabric, list, open, sys};
 use crate::fabric::{
     Access, Completion, Content, Device, Endpoint, Error, Event, Extent, Fabric, Gid, Grid, Item, Limits,
-    LinkLayer, Memory as Kind, Mr, Port, QpSpec, QpState, Recv, Refused, Result, Sge, SrqSpec, Step,
+    LinkLayer, Memory as Kind, Mr, Objects, Port, QpSpec, QpState, Recv, Refused, Result, Sge, SrqSpec, Step,
 };
 use crate::id::{BufId, CqId, MrId, PortId, QpId, SrqId};
 use ibverbs_sys as ffi;
@@ -534,6 +534,16 @@ impl Device for VerbsFabric {
             nic.context.take_completion_events();
         }
         self.take_events();
+    }
+    fn objects(&self) -> Objects {
+        let (buffers, memory_regions) = self.memory.objects();
+        Objects {
+            buffers,
+            memory_regions,
+            queue_pairs: self.qps.iter().flatten().count(),
+            completion_queues: self.cqs.iter().flatten().count(),
+            shared_receive_queues: self.srqs.iter().flatten().count(),
+        }
     }
 }
 

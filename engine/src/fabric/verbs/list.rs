@@ -115,8 +115,11 @@ pub struct DeviceInfo {
     pub ports: Vec<PortInfo>,
 }
 
-/// Every RDMA device of this host by name, or why it cannot be used.
-pub fn list() -> Result<Vec<(String, Result<DeviceInfo, OpenError>)>, OpenError> {
+/// A device's name, and what it is or why it cannot be used.
+pub type Listed = (String, Result<DeviceInfo, OpenError>);
+
+/// Every RDMA device of this host, by name.
+pub fn list() -> Result<Vec<Listed>, OpenError> {
     let list = devices()?;
     let mut all: Vec<_> = list.devices().collect();
     all.sort_by(|a, b| a.0.cmp(&b.0));
@@ -400,7 +403,7 @@ mod tests {
 
     #[test]
     fn rates_are_those_that_ports_are_called_by() {
-        let gb = |n| n * 1_000_000_000;
+        let gb = |n: u64| n * 1_000_000_000;
         assert_eq!(data_rate(32, 2), gb(100));
         assert_eq!(data_rate(64, 2), gb(200));
         assert_eq!(data_rate(128, 2), gb(400));

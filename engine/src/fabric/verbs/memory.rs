@@ -90,6 +90,11 @@ impl Memory {
         self.buffers.get(buf.index()).and_then(Option::as_ref).ok_or(Error::NoSuch("buffer"))
     }
 
+    /// Buffers and registrations that exist.
+    pub(super) fn objects(&self) -> (usize, usize) {
+        (self.buffers.iter().flatten().count(), self.regions.iter().flatten().count())
+    }
+
     pub(super) fn alloc(&mut self, kind: Kind, grid: Grid) -> Result<BufId> {
         let len = grid.check()?;
         let invalid = |what, value, right| Err(Error::Invalid { what, value, right });

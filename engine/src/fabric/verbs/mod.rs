@@ -1,4 +1,45 @@
 //! The fabric on libibverbs: RoCE and InfiniBand NICs, and Soft-RoCE.
+//!
+//! [`VerbsFabric::open`] opens what a [`DeviceConfig`] means; [`list`] says what there is. What is decided here, and why:
+//!
+//! - **`ibv_post_send` and `ibv_poll_cq`**, not the extended calls (`ibv_wr_*`, `ibv_start_poll`): those go wrong in the Soft-RoCE
+//!   provider of rdma-core 44, which Debian 12 has. They save a few nanoseconds a request where [`post`] costs a few tens.
+//! - **Addresses.** RoCE takes the first IPv4-mapped entry of version 2, then any of version 2 that is not link-local, then any of
+//!   version 2: IPv4 is what the routing of a RoCE network is usually made for, and a link-local address does not leave its segment.
+//!   InfiniBand goes by LID, with a global header only towards another subnet. The reason of a choice is told by [`PortInfo::choose`].
+//! - **Queues are as deep as was asked for**, although drivers round up: a program that overruns a queue does so on every device at the
+//!   same request. Requests are counted when they are posted and given back when their completion is polled. Receives are given back
+//!   when their completion is made. Only in ERR, where completions no longer say what they cover, the device alone counts.
+//! - **The stash.** RESET and `destroy` discard completions that nobody polled. Soft-RoCE leaves them in the queue, where those of a
+//!   destroyed queue pair would be taken for those of the next one with its number. So both empty the completion queues: what is
+//!   the queue pair's goes, what is others' is kept, in order, for the next poll. Whose a completion is follows from device and `qp_num`.
+//! - **State.** A device moves a queue pair to ERR by itself. Here that is learnt from failed completions and from events, and by asking
+//!   (`ibv_query_qp`) in `qp_state`, before every step, and when a request is refused. Posting does not ask: in ERR it completes flushed.
+//! - **Events** are read by [`wake`](crate::fabric::Device::wake), which costs a system call for each device, and by nothing else.
+//!   A driver that spins without sleeping must call it now and then. Soft-RoCE of Linux 6.1 sends none for a responder that refuses
+//!   a request, and none for the last receive of a shared queue: the first shows in the peer's completion and in the state, the
+//!   second is told here when the fence stands.
+//! - **Memory** registered by one port's device has that device's keys. No Rust reference into it ever exists (see `memory`).
+//!
+//! # Fences
+//!
+//! The target of requests takes its pages back after it has moved its end to ERR. The state change alone does not give that:
+//!
+//! - Soft-RoCE's `rxe_qp_error` (rxe_qp.c) sets the state and *schedules* the responder, the completer and the requester. One that runs
+//!   at this moment on another CPU goes on with its packet: up to an MTU is copied into memory after `ibv_modify_qp` has returned.
+//! - NICs take an incoming packet's place in order with the state change, but their writes may still be on their way over PCIe, and
+//!   nothing says when the queues have been flushed.
+//!
+//! So [`Step::Err`](crate::fabric::Step::Err) does what the kernel's `ib_drain_qp` does, and more. It moves to ERR; posts a marker at the end
+//! of the send queue, and of the receive queue if it has one of its own, and waits for both to come back flushed, so that everything
+//! before them has its completion (with a shared receive queue it waits for the last-receive event, at most 2 ms, as some drivers send
+//! none); then goes through RESET, for which the driver must wait for whoever works on the queue pair (`rxe_qp_reset` disables the three
+//! tasks and waits for them; a NIC gives the queue pair back to software), and through INIT to ERR again. The markers
+//! have places of their own in both queues and never show. All of that is local: no call waits for the network. The same goes for the
+//! initiator's end: afterwards nothing reads or writes its buffers, so that pages may be changed even where a flushed WRITE was
+//! being cut into packets, or a READ's answer was coming in.
+//!
+//! A queue pair that fails by itself has had no fence, whatever its completions say, until it is moved to ERR or RESET by a call.
 #![allow(unsafe_code)]
 
 mod calls;
@@ -14,7 +55,7 @@ mod qp;
 mod sys;
 
 pub use duo::VerbsDuo;
-pub use list::{Atomics, DeviceInfo, GidInfo, GidKind, PortInfo, PortState, list};
+pub use list::{Atomics, DeviceInfo, GidInfo, GidKind, Listed, PortInfo, PortState, list};
 pub use open::OpenError;
 
 use crate::fabric::{DeviceConfig, Endpoint, Error, Event, Limits, Port, Result, SrqSpec};

@@ -347,3 +347,152 @@ pub(super) fn refusal(errno: i32) -> Error {
     }
     Error::System { call: "ibv_post_send or ibv_post_recv", errno, advice: "" }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fabric::{Lane, Plan, Run, Sge};
+    use crate::id::{LKey, RKey, WrId};
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    /// A request as the device finds it: id, opcode, flags, immediate, gather list, remote address and key.
+    type Seen = (u64, u32, u32, u32, Vec<(u64, u32, u32)>, (u64, u32));
+
+    /// Notes what is posted, and refuses the request that comes after so many.
+    struct Notes {
+        seen: Vec<Seen>,
+        chains: usize,
+        takes: usize,
+    }
+
+    impl Notes {
+        fn new(takes: usize) -> Self {
+            Self { seen: Vec::new(), chains: 0, takes }
+        }
+    }
+
+    impl Doorbell for Notes {
+        fn ring(&mut self, head: *mut ffi::ibv_send_wr) -> Result<(), (usize, i32)> {
+            self.chains += 1;
+            let (mut at, mut n) = (head, 0);
+            while !at.is_null() {
+                if self.seen.len() == self.takes {
+                    return Err((n, rustix::io::Errno::NOMEM.raw_os_error()));
+                }
+                // SAFETY: the chain was filled in: each entry, its gather list, and the next one or null. Every operation here is one
+                // with `rdma`.
+                let (wr, sges, remote) = unsafe {
+                    let wr = &*at;
+                    let sges = std::slice::from_raw_parts(wr.sg_list, wr.num_sge as usize);
+                    (wr, sges, wr.wr.rdma)
+                };
+                let sges = sges.iter().map(|s| (s.addr, s.length, s.lkey)).collect();
+                // SAFETY: both views of the union are the same four bytes.
+                let imm = unsafe { wr.__bindgen_anon_1.imm_data };
+                let remote = (remote.remote_addr, remote.rkey);
+                self.seen.push((wr.wr_id, wr.opcode, wr.send_flags, imm, sges, remote));
+                (at, n) = (wr.next, n + 1);
+            }
+            Ok(())
+        }
+    }
+
+    const CAPS: Caps = Caps { max_sge: 32, max_inline: 64, max_message: 1 << 31 };
+
+    fn post(
+        items: &[Item<'_>],
+        caps: Caps,
+        ledger: &mut Ledger,
+        takes: usize,
+    ) -> (Vec<Seen>, Result<(), Refused>) {
+        let mut notes = Notes::new(takes);
+        let result = Chain::default().post(items, &caps, ledger, &|_, _| true, &mut notes);
+        (notes.seen, result)
+    }
+
+    fn plan(lanes: u64, gather: u16, pieces: u32) -> Arc<Plan> {
+        let lanes: Arc<[Lane]> = (0..lanes).map(|i| Lane { local: i << 20, remote: i << 24 }).collect();
+        let run = |at: u64, gather| Run { count: pieces, local_step: 100, gather, ..Run::piece(at, at, 64) };
+        Arc::new(Plan::new(lanes, vec![run(0, gather), run(1 << 16, 1)]).unwrap())
+    }
+
+    fn batch(plan: &Arc<Plan>, every: u32) -> Batch<'_> {
+        Batch {
+            plan,
+            first: WrId(5),
+            op: Op::Write,
+            local: (1 << 40, LKey(3)),
+            remote: (1 << 41, RKey(4)),
+            window: 0..plan.requests(),
+            signal_every: every,
+            signal_last: true,
+            last: Some(Op::WriteImm(0x0102_0304)),
+        }
+    }
+
+    proptest! {
+        /// What is filled in from a plan is what its expansion, posted one by one, gives: also when the queue or the device stops it.
+        #[test]
+        fn a_batch_is_its_requests(
+            lanes in 1u64..20, gather in 1u16..33, pieces in 1u32..60, every in 0u32..9,
+            from in 0u64..300, room in 0u32..900, takes in 0usize..900, max_sge in 1u32..40,
+        ) {
+            let plan = plan(lanes, gather, pieces);
+            let from = from.min(plan.requests());
+            let batch = Batch { window: from..plan.requests(), ..batch(&plan, every) };
+            let mut requests: Vec<(WorkRequest<'_>, Vec<Sge>)> = Vec::new();
+            batch.for_each(|r| requests.push((WorkRequest { local: &[], ..*r }, r.local.to_vec())));
+            let ones: Vec<_> =
+                requests.iter().map(|(r, sges)| Item::One(WorkRequest { local: sges, ..*r })).collect();
+            let caps = Caps { max_sge, ..CAPS };
+            let (mut a, mut b) = (Ledger::new(room), Ledger::new(room));
+            let many = post(&[Item::Many(batch)], caps, &mut a, takes);
+            prop_assert_eq!(&many, &post(&ones, caps, &mut b, takes));
+            prop_assert_eq!((a.used, a.silent, &a.groups), (b.used, b.silent, &b.groups));
+            let posted = many.0.len();
+            prop_assert_eq!(a.used as usize, posted);
+            match many.1 {
+                Ok(()) => prop_assert_eq!(posted, ones.len()),
+                Err(refused) => prop_assert_eq!(refused.at as usize, posted),
+            }
+            // A success of the last signalled one frees what it covers.
+            while !a.groups.is_empty() {
+                a.complete();
+            }
+            prop_assert_eq!(a.used, a.silent);
+        }
+    }
+
+    #[test]
+    fn immediates_are_in_the_order_of_the_wire() {
+        let plan = plan(1, 1, 1);
+        let (seen, _) = post(&[Item::Many(batch(&plan, 0))], CAPS, &mut Ledger::new(9), 9);
+        assert_eq!(seen[1].3.to_ne_bytes(), [1, 2, 3, 4]);
+        assert_eq!(seen[1].0, 6);
+    }
+
+    #[test]
+    fn a_chain_is_posted_in_pieces_that_fit() {
+        let plan = plan(10, 1, 100);
+        let mut notes = Notes::new(usize::MAX);
+        let mut chain = Chain::default();
+        let mut ledger = Ledger::new(5000);
+        for _ in 0..2 {
+            chain.post(&[Item::Many(batch(&plan, 0))], &CAPS, &mut ledger, &|_, _| true, &mut notes).unwrap();
+        }
+        assert_eq!((notes.seen.len(), notes.chains), (4000, 2 * 2000usize.div_ceil(CHAIN)));
+    }
+
+    #[test]
+    fn in_err_the_device_alone_says_when_it_is_full() {
+        let plan = plan(1, 1, 10);
+        let mut ledger = Ledger::new(3);
+        ledger.fail();
+        let (seen, result) = post(&[Item::Many(batch(&plan, 0))], CAPS, &mut ledger, 7);
+        assert_eq!((seen.len(), result), (7, Err(Refused { at: 7, why: Error::QueueFull })));
+        ledger.clear();
+        let (seen, result) = post(&[Item::Many(batch(&plan, 0))], CAPS, &mut ledger, 7);
+        assert_eq!((seen.len(), result), (3, Err(Refused { at: 3, why: Error::QueueFull })));
+    }
+}
