@@ -6,7 +6,7 @@ use engine::id::Page;
 use engine::policy::ReplicaChoice;
 use engine::registry::{Facts, PageRun, RankFacts};
 use engine::transfer::{PageTable, PairFeed, Pairing, PlanLimits, PlanningError, Share, layout_of, plan};
-use models::{Attention, DType, IndexK, Model, PageOrder, Parallel, PoolLayout, presets};
+use models::{Attention, DType, IndexK, Layout, Model, PageOrder, Parallel, PoolLayout, presets};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -159,7 +159,7 @@ impl Case {
     fn pairing(&self) -> Pairing {
         Pairing::new(&self.model, DType::Bf16, &self.src, &self.dst, ReplicaChoice::ByDestination, 1).unwrap()
     }
-    /// Checks the plan of every share.
+    /// Checks the plan of every share, for the WRITEs of push and for the READs of pull.
     fn check(
         &self,
         src: &PageTable,
@@ -169,7 +169,18 @@ impl Case {
     ) -> Result<(), TestCaseError> {
         let from = layout_of(&self.model, DType::Bf16, &self.src).unwrap();
         let to = layout_of(&self.model, DType::Bf16, &self.dst).unwrap();
-        for feed in &self.pairing().feeds {
+        Self::plans(&self.pairing(), (&from, src), (&to, dst), tokens.clone(), limits)?;
+        Self::plans(&self.pairing().reversed(), (&to, dst), (&from, src), tokens, limits)
+    }
+    /// Every byte once, in the fewest requests, from the initiator's view.
+    fn plans(
+        pairing: &Pairing,
+        (from, src): (&Layout, &PageTable),
+        (to, dst): (&Layout, &PageTable),
+        tokens: Range<u32>,
+        limits: PlanLimits,
+    ) -> Result<(), TestCaseError> {
+        for feed in &pairing.feeds {
             for share in &feed.shares {
                 let (a, b) = (&from.ranks()[feed.src.index()], &to.ranks()[feed.dst.index()]);
                 let (a, b) = (&a.pools()[share.group.pool_src], &b.pools()[share.group.pool_dst]);
@@ -302,9 +313,9 @@ fn what_cannot_be_planned_is_named() {
         plan(&share, share.lanes.clone(), &table(src), &table(dst), tokens, limits)
     };
     let short = make(&[(1, 4)], &[(1, 2)], 0..65, 1, 1).unwrap_err();
-    assert_eq!(short.to_string(), "the source's page table has 4 pages of 16 tokens, token 64 needs 5");
+    assert_eq!(short.to_string(), "the initiator's page table has 4 pages of 16 tokens, token 64 needs 5");
     let short = make(&[(1, 8)], &[(1, 1)], 64..65, 1, 1).unwrap_err().to_string();
-    assert!(short.starts_with("the destination's page table has 1 pages of 64 tokens"), "{short}");
+    assert!(short.starts_with("the target's page table has 1 pages of 64 tokens"), "{short}");
     let twice = make(&[(1, 12)], &[(7, 1), (3, 1), (7, 1)], 0..192, 1, 1).unwrap_err();
     assert_eq!(twice, PlanningError::Twice { page: 7 });
     assert_eq!(make(&[(1, 4)], &[(1, 1)], 0..1, 0, 1).unwrap_err(), PlanningError::Zero { what: "max_sge" });

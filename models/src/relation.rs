@@ -78,6 +78,33 @@ impl Group {
     pub fn bytes_per_token(&self) -> u64 {
         self.lanes.len() as u64 * self.sections.iter().map(|s| s.len).sum::<u64>()
     }
+
+    /// The same bytes with source and destination exchanged: what a planner of READs goes by.
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        let section = |s: &SectionPair| SectionPair {
+            src_base: s.dst_base,
+            src_stride: s.dst_stride,
+            dst_base: s.src_base,
+            dst_stride: s.src_stride,
+            ..*s
+        };
+        let range = |r: &PageRange| PageRange { src: r.dst, dst: r.src, ..*r };
+        let mut whole_page: Vec<PageRange> = self.whole_page.iter().map(range).collect();
+        whole_page.sort_unstable_by_key(|r| r.src);
+        Self {
+            pool_src: self.pool_dst,
+            pool_dst: self.pool_src,
+            lanes: self.lanes.iter().map(|&(s, d)| (d, s)).collect(),
+            src_page_bytes: self.dst_page_bytes,
+            dst_page_bytes: self.src_page_bytes,
+            src_page_tokens: self.dst_page_tokens,
+            dst_page_tokens: self.src_page_tokens,
+            full_row: self.full_row,
+            sections: self.sections.iter().map(section).collect(),
+            whole_page,
+        }
+    }
 }
 
 /// What one source rank sends to one destination rank.

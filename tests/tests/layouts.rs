@@ -4,14 +4,16 @@
 use models::{DType, presets};
 use sim::kit::{Build, Kit};
 
-/// Prompts that end within a page, at its end, and span many.
+/// Prompts that end within a page, at its end, and span many: written by prefill, and read by decode.
 fn moves(build: Build) {
-    let mut t = build.bytes().build();
-    for (prompt, output) in [(1, 1), (16, 3), (64, 2), (300, 20), (131, 70)] {
-        t.request(prompt, output);
+    for build in [build.clone(), build.pull()] {
+        let mut t = build.bytes().build();
+        for (prompt, output) in [(1, 1), (16, 3), (64, 2), (300, 20), (131, 70)] {
+            t.request(prompt, output);
+        }
+        assert!(t.run(), "not quiet within the bound");
+        t.assert_fault_free();
     }
-    assert!(t.run(), "not quiet within the bound");
-    t.assert_fault_free();
 }
 
 fn gqa() -> Build {

@@ -8,9 +8,10 @@ use crate::id::InstanceId;
 use crate::map::Map;
 use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey};
 use crate::time::Time;
-use crate::transfer::{InstanceMemory, News, PagePool, PageTable, Receiver, RecvRoom};
+use crate::transfer::{InitiatorRoom, InstanceMemory, News, PagePool, PageTable, Sink, TargetRoom};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -49,7 +50,7 @@ pub struct DecodeNode {
     compute: Box<dyn Compute>,
     client: Client,
     events: VecDeque<ClientEvent>,
-    receiver: Option<Receiver>,
+    sink: Option<Sink>,
     peers: Peers,
     pools: Vec<PagePool>,
     jobs: Map<RoomKey, Job>,
@@ -98,7 +99,7 @@ impl DecodeNode {
             client: Client::new(Role::Decode, None, config.session, config.life),
             compute,
             events: VecDeque::new(),
-            receiver: None,
+            sink: None,
             peers: Peers::default(),
             pools: Vec::new(),
             jobs: Map::default(),
@@ -130,7 +131,7 @@ impl DecodeNode {
 
     /// Its KV pools, between start and shutdown.
     pub fn memory(&self) -> Option<&InstanceMemory> {
-        self.receiver.as_ref().map(Receiver::memory)
+        self.sink.as_ref().map(|sink| sink.end().memory())
     }
 
     /// Whether it holds anything for a room.
@@ -138,15 +139,20 @@ impl DecodeNode {
         self.jobs.contains(key)
     }
 
+    /// The pages of a room's prompt and their DP group, once it has pages.
+    pub fn prompt_pages(&self, key: &RoomKey) -> Option<(u16, PageTable)> {
+        let job = self.jobs.get(key)?;
+        Some((job.group, job.prompt_table(self.config.page_size)))
+    }
+
     fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {
         let memory = self.config.memory(cx.fabric, Access::REMOTE_WRITE)?;
-        let facts = memory.facts();
+        let facts = self.config.facts(&memory);
         let groups = self.config.parallel.dp.max(1);
         self.pools = (0..groups).map(|_| PagePool::new(self.config.pages, self.config.scatter)).collect();
-        let receiver =
-            Receiver::new(self.config.transfer.clone(), memory, cx.fabric, self.config.queue_pairs())
-                .map_err(|why| StartError::Fabric { what: "shared receive queues", why })?;
-        self.receiver = Some(receiver);
+        let sink = Sink::new(self.config.transfer.clone(), memory, cx.fabric, self.config.queue_pairs())
+            .map_err(|why| StartError::Fabric { what: "shared receive queues", why })?;
+        self.sink = Some(sink);
         self.client = Client::new(Role::Decode, Some(facts), self.config.session, self.config.life);
         self.client.start(cx.now);
         Ok(())
@@ -154,15 +160,15 @@ impl DecodeNode {
 
     fn on_client(&mut self, cx: &mut Cx<'_>) {
         while let Some(event) = self.events.pop_front() {
-            let Some(receiver) = &mut self.receiver else { continue };
+            let Some(sink) = &mut self.sink else { continue };
             match event {
                 ClientEvent::Registered(_) => {}
                 ClientEvent::NewEpoch => {
                     self.peers.clear();
-                    receiver.say_again(cx);
+                    sink.end_mut().say_again(cx);
                 }
                 ClientEvent::Evicted { reason, .. } => {
-                    receiver.abandon(cx, reason);
+                    sink.end_mut().abandon(cx, reason);
                     self.give_up(cx, reason);
                     self.peers.clear();
                     if !self.leaving {
@@ -175,28 +181,30 @@ impl DecodeNode {
     }
 
     fn on_message(&mut self, cx: &mut Cx<'_>, message: Message) {
-        let Some(receiver) = &mut self.receiver else { return };
+        let Some(sink) = &mut self.sink else { return };
         match message {
             Message::Assign { key, peer, request } => self.assign(cx, key, peer, request),
-            Message::Report { key, report } => receiver.report(cx, key, report),
+            Message::Report { key, report } => sink.report(cx, key, report),
+            Message::Publish(list) => sink.publish(cx, &list),
+            Message::Produced { key, before, pieces, last } => sink.produced(cx, &key, before, &pieces, last),
             Message::Abort { key, reason } => {
                 let waiting = self.jobs.get(&key).is_some_and(|job| job.phase == Phase::Waiting);
-                receiver.abort(cx, key, reason);
+                sink.abort(cx, key, reason);
                 if waiting {
                     self.jobs.remove(&key);
                     self.done(key, Outcome::Failed(reason));
                 }
             }
             Message::Link { peer, body } => {
-                if !receiver.knows(peer) {
+                if !sink.end().knows(peer) {
                     self.peers.ask(&mut self.client, peer);
                 }
-                receiver.link(cx, peer, body);
+                sink.end_mut().link(cx, peer, body);
             }
             Message::FactsOf { instance, facts: Some(facts) } => {
-                let own = receiver.memory().facts();
+                let own = sink.end().memory().facts();
                 match pair(&self.config, &facts, &own) {
-                    Ok(pairing) => receiver.meet(cx, instance, pairing),
+                    Ok(pairing) => sink.meet(cx, instance, &Arc::new(*facts), pairing),
                     Err(_) => {
                         // Asked again for the next room, which fails as fast.
                         self.peers.forget(instance);
@@ -206,7 +214,7 @@ impl DecodeNode {
             }
             Message::FactsOf { instance, facts: None } | Message::Gone { instance } => {
                 self.peers.forget(instance);
-                receiver.peer_gone(cx, instance);
+                sink.end_mut().peer_gone(cx, instance);
                 self.drop_waiting(cx, instance, Reason::PeerGone);
             }
             Message::Joined(_) | Message::Welcome { .. } | Message::Refused { .. } => {}
@@ -216,48 +224,53 @@ impl DecodeNode {
             | Message::Leave
             | Message::Query { .. }
             | Message::Create { .. }
-            | Message::Publish(_)
             | Message::Done { .. } => {}
         }
     }
 
     fn assign(&mut self, cx: &mut Cx<'_>, key: RoomKey, peer: InstanceId, request: Request) {
-        let Some(receiver) = &mut self.receiver else { return };
+        let Some(sink) = &mut self.sink else { return };
         if self.leaving {
             return;
         }
         match self.jobs.get(&key) {
             // Again: the registry lost the room, and its page list with it.
             Some(job) if job.phase == Phase::Transfer => {
-                receiver.publish(&key, &job.prompt_table(self.config.page_size));
+                sink.tell_again(&key, Some(&job.prompt_table(self.config.page_size)));
                 return;
             }
-            Some(job) if job.phase != Phase::Over => return,
+            Some(job) if job.phase != Phase::Over => {
+                sink.tell_again(&key, None);
+                return;
+            }
             // Over, but its pages are not free yet: the registry lost the outcome.
             Some(_) | None => {}
         }
-        if self.jobs.contains(&key) || receiver.knows_room(&key) {
+        if self.jobs.contains(&key) || sink.knows_room(&key) {
             let outcome =
                 self.ended.iter().rev().find(|(ended, _)| *ended == key).map(|(_, outcome)| *outcome);
             let outcome = outcome.unwrap_or(Outcome::Failed(Reason::Refused));
             self.client.send(&Message::Done { key, outcome });
+            sink.tell_again(&key, None);
             return;
         }
-        if !receiver.knows(peer) {
+        if !sink.end().knows(peer) {
             self.peers.ask(&mut self.client, peer);
         }
         // The group with most room; ties to the lowest.
         let group = (0..self.pools.len()).rev().max_by_key(|g| self.pools[*g].free()).unwrap_or(0);
         if request.prompt == 0 || self.config.most_pages(&request) > self.pools[group].capacity() {
             self.client.send(&Message::Abort { key, reason: Reason::NoMemory });
-            receiver.abort(cx, key, Reason::NoMemory);
+            sink.abort(cx, key, Reason::NoMemory);
             self.done(key, Outcome::Failed(Reason::NoMemory));
             return;
         }
+        let (tenant, tokens, group) = (request.tenant, request.prompt, group as u16);
+        sink.expect(cx, InitiatorRoom { key, request: request.id, peer, tenant, group, tokens });
         let job = Job {
             request,
             peer,
-            group: group as u16,
+            group,
             table: PageTable::default(),
             phase: Phase::Waiting,
             joined: 0,
@@ -270,15 +283,15 @@ impl DecodeNode {
     /// Lets requests in, first come first served, for as long as there is room.
     fn admit(&mut self, cx: &mut Cx<'_>) {
         while let Some(key) = self.waiting.front().copied() {
-            let Some(receiver) = &mut self.receiver else { return };
+            let Some(sink) = &mut self.sink else { return };
             let Some(job) = self.jobs.get(&key).filter(|job| job.phase == Phase::Waiting) else {
                 self.waiting.pop_front();
                 continue;
             };
-            if !receiver.could_open(job.peer, job.group) {
+            if !sink.could_open(job.peer, job.group) {
                 self.waiting.pop_front();
                 self.jobs.remove(&key);
-                receiver.abort(cx, key, Reason::NoMemory);
+                sink.abort(cx, key, Reason::NoMemory);
                 self.client.send(&Message::Abort { key, reason: Reason::NoMemory });
                 self.done(key, Outcome::Failed(Reason::NoMemory));
                 continue;
@@ -288,7 +301,7 @@ impl DecodeNode {
             let pool = &mut self.pools[usize::from(job.group)];
             if self.admitted >= self.config.batch.max(1)
                 || need > pool.free()
-                || !receiver.can_open(job.peer, job.group)
+                || !sink.can_open(job.peer, job.group)
                 || !pool.take(need, &mut job.table)
             {
                 return;
@@ -300,7 +313,7 @@ impl DecodeNode {
             self.orders += 1;
             job.order = self.orders;
             self.admitted += 1;
-            if !receiver.open(cx, RecvRoom { key, request, peer, group, tokens }, &table) {
+            if !sink.open(cx, TargetRoom { key, request, peer, group, tokens }, &table) {
                 // The device took fewer receives than it said it would. Nothing was published, so nothing can be written to the pages.
                 if let Some(mut job) = self.jobs.remove(&key) {
                     self.pools[usize::from(job.group)].give_all(&mut job.table);
@@ -322,8 +335,8 @@ impl DecodeNode {
             .collect();
         for key in keys {
             self.jobs.remove(&key);
-            if let Some(receiver) = &mut self.receiver {
-                receiver.abort(cx, key, reason);
+            if let Some(sink) = &mut self.sink {
+                sink.abort(cx, key, reason);
             }
             self.client.send(&Message::Abort { key, reason });
             self.done(key, Outcome::Failed(reason));
@@ -367,8 +380,8 @@ impl DecodeNode {
         self.draining += 1;
         self.verify(cx, &key);
         self.done(key, outcome);
-        if let Some(receiver) = &mut self.receiver {
-            receiver.finish(cx, key);
+        if let Some(sink) = &mut self.sink {
+            sink.finish(cx, key);
         }
     }
 
@@ -377,25 +390,33 @@ impl DecodeNode {
         if !self.config.transfer.verify {
             return;
         }
-        let (Some(job), Some(receiver)) = (self.jobs.get(key), &self.receiver) else { return };
+        let (Some(job), Some(sink)) = (self.jobs.get(key), &self.sink) else { return };
         let tokens = 0..job.request.prompt;
-        if receiver.memory().holds(cx.fabric, job.group, &job.request, &job.table, tokens) != Ok(true) {
+        if sink.end().memory().holds(cx.fabric, job.group, &job.request, &job.table, tokens) != Ok(true) {
             cx.out.record(job.request.id, Step::Corrupt);
         }
     }
 
     fn on_news(&mut self, cx: &mut Cx<'_>) {
-        while let Some(news) = self.receiver.as_mut().and_then(Receiver::next_news) {
+        while let Some(news) = self.sink.as_mut().and_then(|sink| sink.end_mut().next_news()) {
             match news {
                 News::Tell(message) => self.client.send(&message),
                 News::Started(_) => {}
                 News::Success(key) => self.arrived(cx, key),
                 News::Failed(key, reason) => {
-                    if let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Transfer) {
-                        job.phase = Phase::Over;
-                        self.admitted -= 1;
-                        self.draining += 1;
-                        self.done(key, Outcome::Failed(reason));
+                    match self.jobs.get_mut(&key).map(|job| (job.phase, job)) {
+                        Some((Phase::Transfer, job)) => {
+                            job.phase = Phase::Over;
+                            self.admitted -= 1;
+                            self.draining += 1;
+                            self.done(key, Outcome::Failed(reason));
+                        }
+                        // Pull: a room can end before there is room for it here.
+                        Some((Phase::Waiting, _)) => {
+                            self.jobs.remove(&key);
+                            self.done(key, Outcome::Failed(reason));
+                        }
+                        Some((Phase::Running | Phase::Over, _)) | None => {}
                     }
                 }
                 News::Released(key) => {
@@ -549,8 +570,8 @@ impl DecodeNode {
         if !self.leaving {
             self.leaving = true;
             self.give_up(cx, Reason::Aborted);
-            if let Some(receiver) = &mut self.receiver {
-                receiver.abandon(cx, Reason::Aborted);
+            if let Some(sink) = &mut self.sink {
+                sink.end_mut().abandon(cx, Reason::Aborted);
             }
             self.on_news(cx);
             self.client.leave(cx.now);
@@ -560,19 +581,19 @@ impl DecodeNode {
     /// Gives the fabric's objects back once nothing is left.
     fn close(&mut self, cx: &mut Cx<'_>) {
         if self.leaving
-            && self.receiver.as_ref().is_some_and(|receiver| receiver.held().rooms == 0)
-            && let Some(mut receiver) = self.receiver.take()
+            && self.sink.as_ref().is_some_and(|sink| sink.end().held().rooms == 0)
+            && let Some(mut sink) = self.sink.take()
         {
             // Everything was given back in order; what a broken device refuses is gone with the process.
-            let _ = receiver.close(cx.fabric);
+            let _ = sink.end_mut().close(cx.fabric);
         }
     }
 }
 
 impl Node for DecodeNode {
     fn handle(&mut self, cx: &mut Cx<'_>, input: Input<'_>) {
-        if let Some(receiver) = &mut self.receiver {
-            receiver.set_lease(self.client.lease_until().unwrap_or(Time::ZERO));
+        if let Some(sink) = &mut self.sink {
+            sink.end_mut().set_lease(self.client.lease_until().unwrap_or(Time::ZERO));
         }
         self.catch_up(cx);
         match input {
@@ -582,8 +603,8 @@ impl Node for DecodeNode {
                 }
             }
             Input::Wake => {
-                if let Some(receiver) = &mut self.receiver {
-                    receiver.wake(cx);
+                if let Some(sink) = &mut self.sink {
+                    sink.end_mut().wake(cx);
                 }
             }
             Input::Frame { bytes, .. } => {
@@ -591,13 +612,13 @@ impl Node for DecodeNode {
                 self.on_client(cx);
             }
             Input::Completions { batch, .. } => {
-                if let Some(receiver) = &mut self.receiver {
-                    receiver.completions(cx, batch);
+                if let Some(sink) = &mut self.sink {
+                    sink.end_mut().completions(cx, batch);
                 }
             }
             Input::Fabric(event) => {
-                if let Some(receiver) = &mut self.receiver {
-                    receiver.event(cx, event);
+                if let Some(sink) = &mut self.sink {
+                    sink.end_mut().event(cx, event);
                 }
             }
             Input::Arrival(_) => {}
@@ -617,14 +638,14 @@ impl Node for DecodeNode {
     }
 
     fn deadline(&self) -> Option<Time> {
-        let receiver = self.receiver.as_ref().and_then(Receiver::deadline).unwrap_or(Time::NEVER);
-        Time::earliest([self.client.deadline(), receiver, self.wakes])
+        let sink = self.sink.as_ref().and_then(|sink| sink.end().deadline()).unwrap_or(Time::NEVER);
+        Time::earliest([self.client.deadline(), sink, self.wakes])
     }
 
     fn held(&self) -> Held {
-        let Some(receiver) = &self.receiver else { return Held::default() };
-        let held = receiver.held();
-        let regions = receiver.memory().memory_regions();
+        let Some(sink) = &self.sink else { return Held::default() };
+        let held = sink.end().held();
+        let regions = sink.end().memory().memory_regions();
         Held {
             rooms: held.rooms.max(self.jobs.len() as u64),
             pages: self.pools.iter().map(|pool| u64::from(pool.used())).sum(),
@@ -640,7 +661,7 @@ impl Node for DecodeNode {
     }
 
     fn counters(&self) -> Counters {
-        let stats = self.receiver.as_ref().map(Receiver::stats).unwrap_or_default();
+        let stats = self.sink.as_ref().map(|sink| sink.end().stats()).unwrap_or_default();
         Counters {
             fences: stats.fences,
             stale_immediates: stats.stale_immediates,

@@ -5,6 +5,7 @@ use super::compute::Compute;
 use crate::fabric::{Access, Error, Fabric, Memory};
 use crate::id::InstanceId;
 use crate::map::Map;
+use crate::policy::Direction;
 use crate::registry::{Client, Facts, Message, SessionConfig};
 use crate::transfer::{InstanceMemory, Pairing, PairingError, TransferConfig};
 use models::{DType, Layout, LayoutError, Model, PageOrder, Parallel};
@@ -82,13 +83,22 @@ impl InstanceConfig {
         access: Access,
     ) -> Result<InstanceMemory, StartError> {
         let inline = fabric.limits().max_inline;
-        if u64::from(inline) < crate::transfer::AUX_BYTES {
+        if self.transfer.direction == Direction::Push && u64::from(inline) < crate::transfer::AUX_BYTES {
             return Err(StartError::Inline(inline));
         }
         let layout = Layout::new(&self.model, self.dtype, self.parallel, self.page_size, self.order)?;
         let t = &self.transfer;
         InstanceMemory::new(fabric, layout, self.memory, self.pages, t.slots, t.rails, access)
             .map_err(|why| StartError::Fabric { what: "KV pools", why })
+    }
+    /// What it registers with. An instance of the other direction has another fingerprint, so that the registry refuses it.
+    pub(super) fn facts(&self, memory: &InstanceMemory) -> Facts {
+        let mut facts = memory.facts();
+        facts.fingerprint ^= match self.transfer.direction {
+            Direction::Push => 0,
+            Direction::Pull => u64::from_le_bytes(*b"pull\0\0\0\0"),
+        };
+        facts
     }
     /// Decode: pages to let a request in.
     pub(super) fn pages_needed(&self, request: &Request) -> u32 {
@@ -135,10 +145,14 @@ impl Peers {
     }
 }
 
-/// The pairing of this side with a peer.
+/// The pairing of prefill's and decode's facts.
 pub(super) fn pair(config: &InstanceConfig, src: &Facts, dst: &Facts) -> Result<Arc<Pairing>, PairingError> {
     let t = &config.transfer;
-    Pairing::new(&config.model, config.dtype, src, dst, t.replica, t.rails).map(Arc::new)
+    let pairing = Pairing::new(&config.model, config.dtype, src, dst, t.replica, t.rails)?;
+    Ok(Arc::new(match t.direction {
+        Direction::Push => pairing,
+        Direction::Pull => pairing.reversed(),
+    }))
 }
 
 /// A compute profile, shared by nothing.

@@ -258,7 +258,7 @@ pub struct Counters {
     pub extrapolated: u64,
     /// Control messages handled (registry only).
     pub registry_messages: u64,
-    /// Fences that decode had to make.
+    /// Fences that targets of requests had to make: decode, in pull prefill.
     pub fences: u64,
     /// Immediates dropped because their slot had a new owner or their sender was the wrong one.
     pub stale_immediates: u64,

@@ -1,4 +1,4 @@
-//! A prefill instance: takes rooms, computes their prompts in chunked steps, hands KV to the sender.
+//! A prefill instance: takes rooms, computes their prompts in chunked steps, hands KV to the transfer engine.
 
 use super::cache::PrefixCache;
 use super::compute::{Chunk, Compute};
@@ -8,9 +8,9 @@ use crate::fabric::Access;
 use crate::id::InstanceId;
 use crate::map::Map;
 use crate::policy::Granularity;
-use crate::registry::{Client, ClientEvent, Message, Role, RoomKey};
+use crate::registry::{Client, ClientEvent, LinkBody, Message, Role, RoomKey};
 use crate::time::{Span, Time};
-use crate::transfer::{InstanceMemory, News, PagePool, PageTable, SendRoom, Sender};
+use crate::transfer::{InitiatorRoom, InstanceMemory, News, PagePool, PageTable, Source};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ pub struct PrefillNode {
     compute: Box<dyn Compute>,
     client: Client,
     events: VecDeque<ClientEvent>,
-    sender: Option<Sender>,
+    source: Option<Source>,
     peers: Peers,
     pools: Vec<PagePool>,
     caches: Vec<PrefixCache>,
@@ -78,7 +78,7 @@ impl PrefillNode {
             client: Client::new(Role::Prefill, None, config.session, config.life),
             compute,
             events: VecDeque::new(),
-            sender: None,
+            source: None,
             peers: Peers::default(),
             pools: Vec::new(),
             caches: Vec::new(),
@@ -101,7 +101,7 @@ impl PrefillNode {
 
     /// Its KV pools, between start and shutdown.
     pub fn memory(&self) -> Option<&InstanceMemory> {
-        self.sender.as_ref().map(Sender::memory)
+        self.source.as_ref().map(|source| source.end().memory())
     }
 
     /// Whether it holds anything for a room.
@@ -109,15 +109,20 @@ impl PrefillNode {
         self.jobs.contains(key)
     }
 
+    /// The pages of a room and their DP group, once it has pages.
+    pub fn pages(&self, key: &RoomKey) -> Option<(u16, &PageTable)> {
+        self.jobs.get(key).map(|job| (job.group, &job.table))
+    }
+
     fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {
         let memory = self.config.memory(cx.fabric, Access::REMOTE_READ)?;
-        let facts = memory.facts();
+        let facts = self.config.facts(&memory);
         let groups = self.config.parallel.dp.max(1);
         self.pools = (0..groups).map(|_| PagePool::new(self.config.pages, self.config.scatter)).collect();
         self.caches = (0..groups).map(|_| PrefixCache::default()).collect();
-        let sender = Sender::new(self.config.transfer.clone(), memory, cx.fabric, self.config.queue_pairs())
+        let source = Source::new(self.config.transfer.clone(), memory, cx.fabric, self.config.queue_pairs())
             .map_err(|why| StartError::Fabric { what: "completion queues", why })?;
-        self.sender = Some(sender);
+        self.source = Some(source);
         self.client = Client::new(Role::Prefill, Some(facts), self.config.session, self.config.life);
         self.client.start(cx.now);
         Ok(())
@@ -125,16 +130,16 @@ impl PrefillNode {
 
     fn on_client(&mut self, cx: &mut Cx<'_>) {
         while let Some(event) = self.events.pop_front() {
-            let Some(sender) = &mut self.sender else { continue };
+            let Some(source) = &mut self.source else { continue };
             match event {
                 ClientEvent::Registered(_) => {}
                 // Reports of rooms that ended are told again when their Assign comes again.
                 ClientEvent::NewEpoch => {
                     self.peers.clear();
-                    sender.ask_again();
+                    source.end_mut().say_again(cx);
                 }
                 ClientEvent::Evicted { reason, .. } => {
-                    sender.abandon(cx, reason);
+                    source.end_mut().abandon(cx, reason);
                     self.peers.clear();
                     if !self.leaving {
                         self.client.rejoin(cx.now);
@@ -146,26 +151,32 @@ impl PrefillNode {
     }
 
     fn on_message(&mut self, cx: &mut Cx<'_>, message: Message) {
-        let Some(sender) = &mut self.sender else { return };
+        let Some(source) = &mut self.source else { return };
         match message {
             Message::Assign { key, peer, request } => self.assign(cx, key, peer, request),
-            Message::Publish(list) => sender.publish(cx, &list),
-            Message::Abort { key, reason } => sender.abort(cx, key, reason, false),
-            Message::Link { peer, body } => sender.link(cx, peer, body),
+            Message::Publish(list) => source.publish(cx, &list),
+            Message::Abort { key, reason } => source.abort(cx, key, reason, false),
+            Message::Report { key, report } => source.report(cx, key, report),
+            Message::Link { peer, body } => {
+                if matches!(body, LinkBody::Ask { .. }) && !source.end().knows(peer) {
+                    self.peers.ask(&mut self.client, peer);
+                }
+                source.end_mut().link(cx, peer, body);
+            }
             Message::FactsOf { instance, facts: Some(facts) } => {
-                let own = sender.memory().facts();
+                let own = source.end().memory().facts();
                 match pair(&self.config, &own, &facts) {
-                    Ok(pairing) => sender.meet(cx, instance, Arc::new(*facts), pairing),
+                    Ok(pairing) => source.meet(cx, instance, Arc::new(*facts), pairing),
                     Err(_) => {
                         // Asked again for the next room, which fails as fast.
                         self.peers.forget(instance);
-                        sender.reject_peer(cx, instance, Reason::Layout, true);
+                        source.end_mut().reject_peer(cx, instance, Reason::Layout, true);
                     }
                 }
             }
             Message::FactsOf { instance, facts: None } | Message::Gone { instance } => {
                 self.peers.forget(instance);
-                sender.peer_gone(cx, instance);
+                source.end_mut().peer_gone(cx, instance);
             }
             Message::Joined(_) | Message::Welcome { .. } | Message::Refused { .. } => {}
             // Said by clients, never to one.
@@ -174,13 +185,13 @@ impl PrefillNode {
             | Message::Leave
             | Message::Query { .. }
             | Message::Create { .. }
-            | Message::Report { .. }
+            | Message::Produced { .. }
             | Message::Done { .. } => {}
         }
     }
 
     fn assign(&mut self, cx: &mut Cx<'_>, key: RoomKey, peer: InstanceId, request: Request) {
-        let Some(sender) = &mut self.sender else { return };
+        let Some(source) = &mut self.source else { return };
         if self.leaving {
             return;
         }
@@ -188,16 +199,16 @@ impl PrefillNode {
         let free = |g: &usize| u64::from(self.pools[*g].free()) + self.caches[*g].idle_pages();
         let group = (0..self.pools.len()).rev().max_by_key(free).unwrap_or(0);
         let (tenant, tokens) = (request.tenant, request.prompt);
-        let spec = SendRoom { key, request: request.id, peer, tenant, group: group as u16, tokens };
-        if !sender.open(cx, spec) {
+        let spec = InitiatorRoom { key, request: request.id, peer, tenant, group: group as u16, tokens };
+        if !source.open(cx, spec) {
             return;
         }
-        if !sender.knows(peer) {
+        if !source.end().knows(peer) {
             self.peers.ask(&mut self.client, peer);
         }
         let need = request.prompt.div_ceil(self.config.page_size);
         if request.prompt == 0 || need > self.pools[group].capacity() {
-            sender.abort(cx, key, Reason::NoMemory, true);
+            source.abort(cx, key, Reason::NoMemory, true);
             return;
         }
         let job = Job {
@@ -215,11 +226,14 @@ impl PrefillNode {
         self.waiting.push_back(key);
     }
 
-    /// Gives a job pages: blocks of its prefix from the cache, new ones for the rest. False if there are not enough.
-    fn place(&mut self, key: &RoomKey) -> bool {
+    /// Gives a job pages: blocks of its prefix from the cache, new ones for the rest. False if there are not enough, or no aux slot.
+    fn place(&mut self, cx: &mut Cx<'_>, key: &RoomKey) -> bool {
         let Some(job) = self.jobs.get_mut(key) else { return true };
         if job.placed {
             return true;
+        }
+        if !self.source.as_ref().is_some_and(Source::can_attach) {
+            return false;
         }
         let (pool, cache) =
             (&mut self.pools[usize::from(job.group)], &mut self.caches[usize::from(job.group)]);
@@ -247,8 +261,8 @@ impl PrefillNode {
         job.shared = hits;
         job.cached = hits as u32 * BLOCK_TOKENS;
         job.done = job.cached;
-        if let Some(sender) = &mut self.sender {
-            sender.attach(key, &job.table, job.cached);
+        if let Some(source) = &mut self.source {
+            source.attach(cx, key, &job.table, job.cached);
         }
         true
     }
@@ -263,12 +277,12 @@ impl PrefillNode {
         self.chunks.clear();
         while budget > 0 {
             let Some(key) = self.waiting.front().copied() else { break };
-            let active = self.sender.as_ref().is_some_and(|sender| sender.is_active(&key));
+            let active = self.source.as_ref().is_some_and(|source| source.is_active(&key));
             if !active || !self.jobs.contains(&key) {
                 self.waiting.pop_front();
                 continue;
             }
-            if !self.place(&key) {
+            if !self.place(cx, &key) {
                 break;
             }
             let Some(job) = self.jobs.get_mut(&key) else { break };
@@ -296,11 +310,11 @@ impl PrefillNode {
         if self.config.transfer.granularity != Granularity::Request {
             let layers = 0..self.config.model.layers;
             for part in &parts {
-                if let (Some(job), Some(sender)) = (self.jobs.get(&part.key), &mut self.sender)
+                if let (Some(job), Some(source)) = (self.jobs.get(&part.key), &mut self.source)
                     && part.from == job.cached
                     && job.cached > 0
                 {
-                    sender.produced(cx, &part.key, 0..job.cached, layers.clone(), false);
+                    source.produced(cx, &part.key, 0..job.cached, layers.clone(), false);
                 }
             }
         }
@@ -334,7 +348,7 @@ impl PrefillNode {
             let (started, span, done) = (step.started, step.span, step.layers);
             let upto = self.layers_upto(done);
             let next = self.layers_at(started, span, upto);
-            let (Some(step), Some(sender)) = (&mut self.step, &mut self.sender) else { return };
+            let (Some(step), Some(source)) = (&mut self.step, &mut self.source) else { return };
             let total = self.config.model.layers;
             let granularity = self.config.transfer.granularity;
             let layers = done..upto;
@@ -345,7 +359,7 @@ impl PrefillNode {
                 let tokens = part.from..part.to;
                 let last = ended && part.to == job.request.prompt;
                 // The write of this instance's own compute into pages that it owns: refused only if the fabric lost them.
-                let _ = sender.memory().stamp(
+                let _ = source.end().memory().stamp(
                     cx.fabric,
                     job.group,
                     &job.request,
@@ -362,11 +376,11 @@ impl PrefillNode {
                 }
                 match granularity {
                     Granularity::Request if last => {
-                        sender.produced(cx, &part.key, 0..part.to, 0..total, true);
+                        source.produced(cx, &part.key, 0..part.to, 0..total, true);
                     }
                     Granularity::Request => {}
                     Granularity::Chunk | Granularity::LayerWise { .. } => {
-                        sender.produced(cx, &part.key, tokens, layers.clone(), last);
+                        source.produced(cx, &part.key, tokens, layers.clone(), last);
                     }
                 }
             }
@@ -422,7 +436,7 @@ impl PrefillNode {
     }
 
     fn on_news(&mut self) {
-        while let Some(news) = self.sender.as_mut().and_then(Sender::next_news) {
+        while let Some(news) = self.source.as_mut().and_then(|source| source.end_mut().next_news()) {
             match news {
                 News::Tell(message) => self.client.send(&message),
                 News::Started(_) | News::Success(_) | News::Failed(..) => {}
@@ -439,14 +453,14 @@ impl PrefillNode {
     fn shut_down(&mut self, cx: &mut Cx<'_>) {
         if !self.leaving {
             self.leaving = true;
-            // Nobody will want what the step under way computes, and its end must not be waited for when the sender is gone.
+            // Nobody will want what the step under way computes, and its end must not be waited for when the source is gone.
             for part in self.step.take().into_iter().flat_map(|step| step.parts) {
                 if let Some(job) = self.jobs.get_mut(&part.key) {
                     job.computing = false;
                 }
             }
-            if let Some(sender) = &mut self.sender {
-                sender.abandon(cx, Reason::Aborted);
+            if let Some(source) = &mut self.source {
+                source.end_mut().abandon(cx, Reason::Aborted);
             }
             self.on_news();
             self.client.leave(cx.now);
@@ -457,13 +471,13 @@ impl PrefillNode {
     fn close(&mut self, cx: &mut Cx<'_>) {
         if self.leaving
             && self
-                .sender
+                .source
                 .as_ref()
-                .is_some_and(|sender| sender.held().rooms == 0 && sender.held().queue_pairs == 0)
-            && let Some(mut sender) = self.sender.take()
+                .is_some_and(|source| source.end().held().rooms == 0 && source.end().held().queue_pairs == 0)
+            && let Some(mut source) = self.source.take()
         {
             // Everything was given back in order; what a broken device refuses is gone with the process.
-            let _ = sender.close(cx.fabric);
+            let _ = source.end_mut().close(cx.fabric);
             // Nobody is left to take a step's end: its deadline would be overdue for ever.
             self.step = None;
         }
@@ -472,8 +486,8 @@ impl PrefillNode {
 
 impl Node for PrefillNode {
     fn handle(&mut self, cx: &mut Cx<'_>, input: Input<'_>) {
-        if let Some(sender) = &mut self.sender {
-            sender.set_lease(self.client.lease_until().unwrap_or(Time::ZERO));
+        if let Some(source) = &mut self.source {
+            source.end_mut().set_lease(self.client.lease_until().unwrap_or(Time::ZERO));
         }
         match input {
             Input::Start => {
@@ -482,8 +496,8 @@ impl Node for PrefillNode {
                 }
             }
             Input::Wake => {
-                if let Some(sender) = &mut self.sender {
-                    sender.wake(cx);
+                if let Some(source) = &mut self.source {
+                    source.end_mut().wake(cx);
                 }
                 self.advance(cx);
             }
@@ -492,13 +506,13 @@ impl Node for PrefillNode {
                 self.on_client(cx);
             }
             Input::Completions { batch, .. } => {
-                if let Some(sender) = &mut self.sender {
-                    sender.completions(cx, batch);
+                if let Some(source) = &mut self.source {
+                    source.end_mut().completions(cx, batch);
                 }
             }
             Input::Fabric(event) => {
-                if let Some(sender) = &mut self.sender {
-                    sender.event(cx, event);
+                if let Some(source) = &mut self.source {
+                    source.end_mut().event(cx, event);
                 }
             }
             Input::Arrival(_) => {}
@@ -512,32 +526,33 @@ impl Node for PrefillNode {
     }
 
     fn deadline(&self) -> Option<Time> {
-        let sender = self.sender.as_ref().and_then(Sender::deadline).unwrap_or(Time::NEVER);
+        let source = self.source.as_ref().and_then(|source| source.end().deadline()).unwrap_or(Time::NEVER);
         let step = self.step.as_ref().map_or(Time::NEVER, |step| step.next);
-        Time::earliest([self.client.deadline(), sender, step])
+        Time::earliest([self.client.deadline(), source, step])
     }
 
     fn held(&self) -> Held {
-        let Some(sender) = &self.sender else { return Held::default() };
-        let held = sender.held();
+        let Some(source) = &self.source else { return Held::default() };
+        let held = source.end().held();
         let cached: u64 = self.caches.iter().map(PrefixCache::idle_pages).sum();
         let used: u64 = self.pools.iter().map(|pool| u64::from(pool.used())).sum();
-        let regions = sender.memory().memory_regions();
+        let regions = source.end().memory().memory_regions();
         Held {
             rooms: held.rooms.max(self.jobs.len() as u64),
             pages: used - cached.min(used),
             cached_pages: cached,
-            slots: 0,
+            slots: held.slots,
             memory_regions: regions,
             pool_memory_regions: regions,
             queue_pairs: held.queue_pairs,
             pool_queue_pairs: held.queue_pairs,
             timers: held.timers,
-            receives: 0,
+            receives: held.receives,
         }
     }
 
     fn counters(&self) -> Counters {
-        self.counters
+        let stats = self.source.as_ref().map(|source| source.end().stats()).unwrap_or_default();
+        Counters { fences: stats.fences, ..self.counters }
     }
 }

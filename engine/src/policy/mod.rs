@@ -4,6 +4,7 @@
 //! engine, not trusted. Order and window decide *together* what is posted next on a port: the engine keeps unposted
 //! parts in its own queues and at most a window of bytes posted, or no order policy could do anything on a FIFO queue pair.
 
+mod direction;
 mod granularity;
 mod order;
 mod rails;
@@ -11,6 +12,7 @@ mod replica;
 mod routing;
 mod window;
 
+pub use direction::Direction;
 pub use granularity::Granularity;
 pub use order::{Fifo, Job, JobId, Order, OrderPolicy, ShortestRemaining};
 pub use rails::RailPolicy;

@@ -114,7 +114,7 @@ impl Members {
         match self.fingerprint {
             Some((ours, first)) if ours != fingerprint => Err(format!(
                 "layout fingerprint {fingerprint:#018x}, but instance {first} and all others have {ours:#018x}: model, \
-                 dtype and components must be equal on all sides"
+                 dtype, components and direction (push, pull) must be equal on all sides"
             )),
             _ => Ok(()),
         }

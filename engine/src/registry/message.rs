@@ -1,12 +1,17 @@
 //! What is said over the control channel. Every message has the registry at one end.
 //!
 //! A room in a fault-free run costs nine: Create, two Assign, Publish twice (in and out), Report twice, Done twice. None of them lies
-//! between the end of prefill and decode's Success.
+//! between the end of prefill and decode's Success. In pull page lists go from prefill to decode, and reports back; [`Produced`] comes on top,
+//! twice for each time that prefill says so (at most [`crate::transfer::TransferConfig::parts_per_rail`] times), the last of them between the
+//! end of prefill and decode's Success.
+//!
+//! [`Produced`]: Message::Produced
 
 use crate::fabric::Endpoint;
 use crate::id::{InstanceId, NodeId, Page, Rank, Room};
 use crate::node::{Reason, Request};
 use crate::time::Span;
+use std::ops::Range;
 
 /// What a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,7 +85,8 @@ pub struct PageRun {
     pub count: u32,
 }
 
-/// Where decode wants a room's KV; several of these if the pages do not fit into one frame.
+/// The pages of a room at the target: where decode wants its KV or, in pull, where prefill has it. Several of these if the pages do not
+/// fit into one frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageList {
     /// The room.
@@ -93,7 +99,7 @@ pub struct PageList {
     pub generation: u8,
     /// Data-parallel group which holds the request's KV.
     pub group: u16,
-    /// Immediates that each source rank may send to each destination rank.
+    /// Immediates that each source rank may send to each destination rank; 0 in pull, which has none.
     pub credits: u16,
     /// Tokens whose KV is wanted, from the prompt's start.
     pub tokens: u32,
@@ -105,7 +111,17 @@ pub struct PageList {
     pub pages: Vec<PageRun>,
 }
 
-/// How prefill's side of a room ended; sent once everything it posted has completed.
+/// More of a room's KV is in prefill's pages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// These tokens.
+    pub tokens: Range<u32>,
+    /// Of these layers.
+    pub layers: Range<u32>,
+}
+
+/// How the initiator's side of a room ended; sent once everything it posted has completed. The target of a pull says the same word when it
+/// ended a room on which the initiator had not reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Every part completed with success; else the room failed there.
@@ -148,7 +164,7 @@ pub enum LinkBody {
         /// The offer on which the broken connection stood; 0 for none.
         broken: u32,
     },
-    /// Target to initiator: my end is fenced and drained; this is what I still want.
+    /// Target to initiator: my end is fenced and drained; this is what is live.
     Offer {
         /// Number of the offer; rises with each.
         offer: u32,
@@ -156,6 +172,8 @@ pub enum LinkBody {
         fence_epoch: u32,
         /// Queue pairs for each pair of ranks.
         rails: u16,
+        /// READs that each of the target's ends answers at a time; 0 in push, where none come.
+        reads: u8,
         /// Target's ends, new PSNs.
         endpoints: Endpoints,
         /// Rooms not ended; all others are ended.
@@ -269,8 +287,19 @@ pub enum Message {
         /// The request.
         request: Request,
     },
-    /// C>R (decode), then R>C (prefill).
+    /// C>R (decode; in pull prefill), then R>C (the other).
     Publish(PageList),
+    /// C>R (prefill, in pull), then R>C (decode): KV to be read.
+    Produced {
+        /// The room.
+        key: RoomKey,
+        /// Pieces of the room that were told before these.
+        before: u32,
+        /// What is there.
+        pieces: Vec<Piece>,
+        /// Whether it is the rest.
+        last: bool,
+    },
     /// C>R by either side or the router, then R>C to the others: post nothing more and end it.
     Abort {
         /// The room.
@@ -278,7 +307,7 @@ pub enum Message {
         /// Why.
         reason: Reason,
     },
-    /// C>R (prefill), then R>C (decode).
+    /// C>R (prefill; in pull decode), then R>C (the other).
     Report {
         /// The room.
         key: RoomKey,

@@ -16,8 +16,8 @@ mod tests;
 pub use client::{Client, ClientEvent, ClientStats, REGISTRY};
 pub use frame::{Frame, FrameError, FrameFlags, HEADER, Header, MAX_FRAME, MAX_MESSAGE, VERSION};
 pub use message::{
-    Endpoints, Facts, LinkBody, LiveRoom, Member, Message, Outcome, PageList, PageRun, RankFacts, Region,
-    Report, Role, RoomKey,
+    Endpoints, Facts, LinkBody, LiveRoom, Member, Message, Outcome, PageList, PageRun, Piece, RankFacts,
+    Region, Report, Role, RoomKey,
 };
 pub use server::{Registry, RegistryConfig, RegistryLimits, RegistryStats};
 pub use session::{Session, SessionConfig, SessionStats};

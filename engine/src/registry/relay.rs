@@ -25,6 +25,7 @@ impl Registry {
                 self.create(now, from, key, prefill, decode, &request);
             }
             Message::Publish(list) => self.said(now, from, list.key, Said::Publish, bytes),
+            Message::Produced { key, .. } => self.said(now, from, key, Said::Produced, bytes),
             Message::Abort { key, reason } => self.said(now, from, key, Said::Abort(reason), bytes),
             Message::Report { key, report } => self.said(now, from, key, Said::Report(report), bytes),
             Message::Done { key, outcome } => self.said(now, from, key, Said::Done(outcome), bytes),
@@ -136,10 +137,23 @@ impl Registry {
         }
         match (said, part) {
             (Said::Publish, Part::Decode) => {
+                room.pushed = true;
                 // After prefill's end decode has its Report, or is told that prefill is gone.
                 if !room.prefill_done {
                     self.tell(prefill, |out| out.extend_from_slice(bytes));
                 }
+            }
+            // Pull: the page list is prefill's, and so is the word that more can be read.
+            (Said::Publish | Said::Produced, Part::Prefill) if !room.pushed => {
+                if !room.decode_done {
+                    self.tell(decode, |out| out.extend_from_slice(bytes));
+                }
+            }
+            // Pull: read, or never to be read any more. That ends prefill's side, which frees for it or fences first.
+            (Said::Report(_), Part::Decode) if !room.pushed => {
+                room.prefill_done = true;
+                self.tell(prefill, |out| out.extend_from_slice(bytes));
+                self.rooms.settle(now, slot);
             }
             (Said::Report(report), Part::Prefill) => {
                 room.report = Some(report);
@@ -214,8 +228,8 @@ impl Registry {
         self.stats.unknown_room += 1;
         let role = self.members.get(from).map(|instance| instance.role);
         match (said, role) {
-            // No Report: it may have been prefill's before it was forgotten here. Decode fences.
-            (Said::Publish, Some(Role::Decode)) => {
+            // No Report: it may have been the initiator's before it was forgotten here. The target fences.
+            (Said::Publish, Some(Role::Decode | Role::Prefill)) => {
                 self.tell(from, |out| {
                     wire::encode(&Message::Abort { key, reason: Reason::PeerGone }, out);
                 });
@@ -243,29 +257,33 @@ impl Registry {
                 .into_iter()
                 .filter_map(|parked| Some((parked.from, wire::decode(&parked.bytes).ok()?, parked.bytes)))
                 .collect();
-            let mut decodes: Vec<(RoomKey, InstanceId)> = messages
+            // Page lists come from decode and reports from prefill; in pull it is the other way round.
+            let mut lists: Vec<(RoomKey, InstanceId, Option<Role>)> = messages
                 .iter()
                 .filter_map(|(from, message, _)| match message {
-                    Message::Publish(list) if self.role(*from) == Some(Role::Decode) => {
-                        Some((list.key, *from))
-                    }
+                    Message::Publish(list) => Some((list.key, *from, self.role(*from))),
                     _ => None,
                 })
                 .collect();
             messages.retain(|(from, message, bytes)| {
                 let Message::Report { key, .. } = message else { return true };
-                if self.role(*from) != Some(Role::Prefill) {
-                    return true;
-                }
-                let Some(at) = decodes.iter().position(|(wanted, _)| wanted == key) else { return true };
-                let (_, decode) = decodes.remove(at);
-                self.tell(decode, |out| out.extend_from_slice(bytes));
-                decodes.retain(|(other, _)| other != key);
+                let other = match self.role(*from) {
+                    Some(Role::Prefill) => Role::Decode,
+                    Some(Role::Decode) => Role::Prefill,
+                    Some(Role::Router) | None => return true,
+                };
+                let matches = |(wanted, _, role): &(RoomKey, InstanceId, Option<Role>)| {
+                    wanted == key && *role == Some(other)
+                };
+                let Some(at) = lists.iter().position(matches) else { return true };
+                let (_, publisher, _) = lists.remove(at);
+                self.tell(publisher, |out| out.extend_from_slice(bytes));
+                lists.retain(|(other, ..)| other != key);
                 false
             });
             for (from, message, bytes) in messages {
                 let answered = matches!(&message, Message::Publish(list)
-                    if !decodes.iter().any(|(key, decode)| *key == list.key && *decode == from));
+                    if !lists.iter().any(|(key, publisher, _)| *key == list.key && *publisher == from));
                 if !answered {
                     self.relay(now, from, message, &bytes);
                 }
@@ -307,6 +325,7 @@ impl Registry {
 #[derive(Clone, Copy)]
 enum Said {
     Publish,
+    Produced,
     Abort(Reason),
     Report(Report),
     Done(Outcome),

@@ -26,6 +26,8 @@ pub(super) struct RoomState {
     pub(super) prefill_done: bool,
     /// Decode said so, or is gone.
     pub(super) decode_done: bool,
+    /// Decode said where it wants the KV: a room of push.
+    pub(super) pushed: bool,
     /// Prefill was told to end it.
     pub(super) aborted: bool,
     /// A tombstone, to be kept until then.
@@ -46,6 +48,7 @@ impl RoomState {
             outcome: None,
             prefill_done: false,
             decode_done: false,
+            pushed: false,
             aborted: false,
             until: None,
             older: NONE,

@@ -20,6 +20,8 @@ const MAX_PORTS: u64 = 256;
 const MAX_BLOCKS: u64 = 1 << 16;
 /// Most runs in a page list.
 const MAX_RUNS: u64 = 1 << 20;
+/// Most pieces in one message: chunks times groups of layers.
+const MAX_PIECES: u64 = 1 << 16;
 /// Most queue pairs of a link.
 const MAX_ENDPOINTS: u64 = 1 << 16;
 /// Most live rooms in an offer, and seen parts of one.
@@ -319,6 +321,28 @@ fn pages(from: &mut Reader<'_>) -> Result<PageList, FrameError> {
     Ok(list)
 }
 
+fn put_pieces(out: &mut Vec<u8>, pieces: &[Piece]) {
+    put(out, pieces.len() as u64);
+    for range in pieces.iter().flat_map(|piece| [&piece.tokens, &piece.layers]) {
+        put(out, range.start.into());
+        put(out, range.len() as u64);
+    }
+}
+
+fn pieces(from: &mut Reader<'_>) -> Result<Vec<Piece>, FrameError> {
+    let range = |from: &mut Reader<'_>| {
+        let (start, len) = (from.u32("start of a piece")?, from.u32("length of a piece")?);
+        let end = start.checked_add(len).filter(|end| *end > start).ok_or(FrameError::Value {
+            field: "length of a piece",
+            value: len.into(),
+            right: "at least 1, numbers of 32 bits",
+        })?;
+        Ok(start..end)
+    };
+    let count = from.count("pieces", MAX_PIECES, 4)?;
+    (0..count).map(|_| Ok(Piece { tokens: range(from)?, layers: range(from)? })).collect()
+}
+
 impl PageList {
     /// Cuts it into lists of at most `runs` runs each, with their offsets; an empty list stays one list.
     pub fn split(mut self, runs: usize) -> impl Iterator<Item = PageList> {
@@ -384,8 +408,12 @@ fn put_link(out: &mut Vec<u8>, body: &LinkBody) {
             out.push(0);
             put(out, (*broken).into());
         }
-        LinkBody::Offer { offer, fence_epoch, rails, endpoints, live } => {
-            out.push(1);
+        LinkBody::Offer { offer, fence_epoch, rails, reads, endpoints, live } => {
+            // An offer to read is a kind of its own.
+            match reads {
+                0 => out.push(1),
+                reads => out.extend([5, *reads]),
+            }
             put(out, (*offer).into());
             put(out, (*fence_epoch).into());
             put(out, (*rails).into());
@@ -418,7 +446,11 @@ fn put_link(out: &mut Vec<u8>, body: &LinkBody) {
 fn link(from: &mut Reader<'_>) -> Result<LinkBody, FrameError> {
     Ok(match from.byte("kind of link message")? {
         0 => LinkBody::Ask { broken: from.u32("broken offer")? },
-        1 => {
+        kind @ (1 | 5) => {
+            let reads = if kind == 1 { 0 } else { from.byte("READs at a time")? };
+            if kind == 5 && reads == 0 {
+                return Err(FrameError::Value { field: "READs at a time", value: 0, right: "at least 1" });
+            }
             let (offer, fence_epoch) = (from.u32("offer")?, from.u32("fence epoch")?);
             let rails = from.u16("rails")?;
             let endpoints = endpoints(from)?;
@@ -435,7 +467,7 @@ fn link(from: &mut Reader<'_>) -> Result<LinkBody, FrameError> {
                     .collect::<Result<_, FrameError>>()?;
                 live.push(LiveRoom { key, seen });
             }
-            LinkBody::Offer { offer, fence_epoch, rails, endpoints, live }
+            LinkBody::Offer { offer, fence_epoch, rails, reads, endpoints, live }
         }
         2 => LinkBody::Answer {
             offer: from.u32("offer")?,
@@ -448,7 +480,7 @@ fn link(from: &mut Reader<'_>) -> Result<LinkBody, FrameError> {
             return Err(FrameError::Value {
                 field: "kind of link message",
                 value: value.into(),
-                right: "0 to 4",
+                right: "0 to 5",
             });
         }
     })
@@ -547,6 +579,13 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) {
             put(out, peer.0);
             put_link(out, body);
         }
+        Message::Produced { key, before, pieces, last } => {
+            out.push(16);
+            put_key(out, key);
+            put(out, (*before).into());
+            put_pieces(out, pieces);
+            out.push((*last).into());
+        }
     }
 }
 
@@ -617,6 +656,12 @@ pub fn decode(bytes: &[u8]) -> Result<Message, FrameError> {
             Message::Done { key, outcome }
         }
         15 => Message::Link { peer: from.instance()?, body: link(from)? },
+        16 => Message::Produced {
+            key: from.key()?,
+            before: from.u32("pieces before")?,
+            pieces: pieces(from)?,
+            last: from.bool("whether it is the rest")?,
+        },
         kind => return Err(FrameError::Kind(kind)),
     };
     match reader.left.len() {

@@ -1,7 +1,7 @@
 //! Parameters of the transfer engine, and the switches of its protocol rules.
 
-use crate::fabric::{RnrTimer, Rts};
-use crate::policy::{Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window};
+use crate::fabric::{Limits, RnrTimer, Rts};
+use crate::policy::{Direction, Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window};
 use crate::time::Span;
 
 /// Parameters of both sides. What must be equal on both sides says so.
@@ -13,6 +13,8 @@ pub struct TransferConfig {
     pub rail_policy: RailPolicy,
     /// Which copy of replicated KV sends. Equal on both sides.
     pub replica: ReplicaChoice,
+    /// Whether prefill writes or decode reads. Equal on both sides: an instance of the other kind is refused when it registers.
+    pub direction: Direction,
     /// In how large pieces KV leaves prefill.
     pub granularity: Granularity,
     /// Who posts next on a port.
@@ -25,15 +27,16 @@ pub struct TransferConfig {
     pub max_sge: u16,
     /// Most bytes of a work request.
     pub max_message: u32,
-    /// Parts that a source rank may send to a destination rank for one room on one rail: what decode promises receives for.
+    /// Parts that a source rank may send to a destination rank for one room on one rail: what decode promises receives for. In pull: how
+    /// often prefill tells decode of a room that more KV is there.
     pub parts_per_rail: u16,
     /// Receives that a shared receive queue holds.
     pub receive_depth: u32,
-    /// Aux slots of each rank: rooms that decode can have in transfer at a time.
+    /// Aux slots of each rank: rooms that decode can have in transfer at a time; in pull, that prefill can have published.
     pub slots: u32,
     /// Reconnects that a room survives before it fails.
     pub retries: u32,
-    /// ACK timeout, retries and READ window of the queue pairs.
+    /// ACK timeout, retries and READ window of the queue pairs. The window is lowered to what the devices of both ends can do.
     pub rts: Rts,
     /// What a peer is told to wait when no receive is posted.
     pub min_rnr_timer: RnrTimer,
@@ -41,7 +44,7 @@ pub struct TransferConfig {
     pub transfer_deadline: Span,
     /// From the start of a room on a side until its end there.
     pub room_deadline: Span,
-    /// How long decode waits for prefill's report before it fences.
+    /// How long the target waits for the initiator's report before it fences.
     pub drain_deadline: Span,
     /// How long ended rooms are remembered: longer than any message of theirs can be under way.
     pub tombstone: Span,
@@ -57,6 +60,7 @@ impl Default for TransferConfig {
             rails: 1,
             rail_policy: RailPolicy::default(),
             replica: ReplicaChoice::default(),
+            direction: Direction::default(),
             granularity: Granularity::default(),
             order: OrderPolicy::default(),
             window: Window::default(),
@@ -76,6 +80,13 @@ impl Default for TransferConfig {
             verify: true,
             rules: Rules::default(),
         }
+    }
+}
+
+impl TransferConfig {
+    /// The timers, and the READ window that a device with these limits can have.
+    pub(super) fn rts_within(&self, limits: &Limits) -> Rts {
+        Rts { max_rd_atomic: self.rts.max_rd_atomic.min(limits.max_rd_atomic), ..self.rts }
     }
 }
 

@@ -5,11 +5,11 @@
 
 use super::pages::PageTable;
 use super::pairing::{LAYER_STRIDE, stream_position};
-use super::wire::SLOT_BYTES;
+use super::wire::{AUX_BYTES, AuxRow, SLOT_BYTES};
 use crate::fabric::{Access, Content, Error, Extent, Fabric, Grid, Memory, Mr};
-use crate::id::{BufId, PortId, Rank};
+use crate::id::{BufId, PortId, Rank, RequestId};
 use crate::node::{BLOCK_TOKENS, Request};
-use crate::registry::{Facts, RankFacts, Region};
+use crate::registry::{Facts, RankFacts, Region, RoomKey};
 use models::{Layout, PageOrder, PoolLayout};
 use std::ops::Range;
 
@@ -58,7 +58,7 @@ impl Pool {
 pub struct RankMemory {
     /// By component.
     pub pools: Vec<Pool>,
-    /// Aux slots on decode, scratch on prefill.
+    /// Aux slots. Of prefill's, only pull uses more than the first bytes: as scratch for inline requests.
     pub aux: Pool,
     /// Ports by rail.
     pub ports: Vec<PortId>,
@@ -174,6 +174,43 @@ impl InstanceMemory {
         let group = u32::from(group);
         (0..p.pp)
             .flat_map(move |stage| (0..attn).map(move |rank| (stage * p.tp + group * attn + rank) as usize))
+    }
+
+    /// Pull: writes a room's aux row into its slot, on every rank of a DP group.
+    pub(super) fn write_aux(
+        &self,
+        fabric: &mut dyn Fabric,
+        group: u16,
+        slot: u16,
+        row: &AuxRow,
+    ) -> Result<(), Error> {
+        let (at, bytes) = (u64::from(slot) * SLOT_BYTES, row.to_bytes());
+        self.ranks_of(group).try_for_each(|rank| fabric.write(self.ranks[rank].aux.buf, at, &bytes))
+    }
+
+    /// Whether a room's aux row is in its slot, on every rank of a DP group. What arrived is visible after this to whoever computes on it.
+    pub(super) fn has_arrived(
+        &self,
+        fabric: &mut dyn Fabric,
+        group: u16,
+        slot: u16,
+        key: RoomKey,
+        request: RequestId,
+    ) -> bool {
+        self.ranks_of(group).all(|rank| {
+            let Some(memory) = self.ranks.get(rank) else { return false };
+            // Nothing to do for host memory.
+            if memory.pools.iter().any(|pool| fabric.flush(pool.buf).is_err()) {
+                return false;
+            }
+            let mut bytes = [0; AUX_BYTES as usize];
+            let read = fabric.read(memory.aux.buf, u64::from(slot) * SLOT_BYTES, &mut bytes);
+            let row = AuxRow::from_bytes(&bytes);
+            read.is_ok()
+                && row.key == key
+                && row.request == request
+                && row.token == AuxRow::first_token(request)
+        })
     }
 
     /// Writes the KV of some tokens and layers of a request into its pages, on every rank of a DP group.

@@ -51,8 +51,10 @@ pub fn layout_of(model: &Model, dtype: DType, facts: &Facts) -> Result<Layout, L
 /// One pool's share of a feed, with its lanes as offsets into the two registrations.
 #[derive(Clone, Debug)]
 pub struct Share {
-    /// Geometry: pages, sections.
+    /// Geometry: pages, sections. Its source is the initiator's side, its destination the target's.
     pub group: Group,
+    /// Requests READ: the target's bytes stay as they are, so that one of its pages may be named more than once.
+    pub reads: bool,
     /// All lanes.
     pub lanes: Arc<Lanes>,
     /// The layer of each lane.
@@ -91,18 +93,18 @@ impl Share {
     }
 }
 
-/// What one source rank sends to one destination rank, ranks counted within their DP groups.
+/// What moves between one rank of the initiator and one of the target, ranks counted within their DP groups.
 #[derive(Clone, Debug)]
 pub struct PairFeed {
-    /// Sends.
+    /// The initiator's rank: sends in push, receives in pull.
     pub src: Rank,
-    /// Receives.
+    /// The target's rank.
     pub dst: Rank,
-    /// Whether this one carries the aux row for `dst`.
+    /// Whether this one carries the aux row of its decode rank.
     pub aux: bool,
     /// By pool.
     pub shares: Vec<Share>,
-    /// Which of the source rank's feeds it is; spreads feeds over rails.
+    /// Which of the initiator rank's feeds it is; spreads feeds over rails.
     pub nth: u16,
 }
 
@@ -127,28 +129,29 @@ fn out_of_bounds(facts: &Facts, rank: &RankFacts, layout: Option<&RankLayout>) -
 pub struct Wire {
     /// Which feed.
     pub feed: u16,
-    /// DP group at the source.
+    /// DP group at the initiator.
     pub src_group: u16,
-    /// DP group at the destination.
+    /// DP group at the target.
     pub dst_group: u16,
-    /// Source rank in its instance.
+    /// The initiator's rank in its instance.
     pub src: Rank,
-    /// Destination rank in its instance.
+    /// The target's rank in its instance.
     pub dst: Rank,
     /// Rail, 0 to `rails - 1`.
     pub rail: u16,
 }
 
-/// The relation of a prefill and a decode instance.
+/// The relation of a prefill and a decode instance, as initiator (`src`) and target (`dst`) of the requests see it. In push, where
+/// [`Pairing::new`] begins, these are source and destination of the bytes; for pull it is [`Pairing::reversed`].
 #[derive(Clone, Debug)]
 pub struct Pairing {
-    /// Feeds, by destination rank.
+    /// Feeds, by decode rank.
     pub feeds: Vec<PairFeed>,
-    /// Ranks of a destination group.
+    /// Ranks of a decode group.
     pub dst_ranks: u16,
-    /// Source and destination tokens of a page.
+    /// The initiator's and the target's tokens of a page.
     pub page_tokens: (u32, u32),
-    /// Feed indices of each destination rank.
+    /// Feed indices of each decode rank.
     pub feeds_of: Vec<Range<usize>>,
     /// Queue pairs of a link, in the order in which both ends list their endpoints.
     pub wires: Vec<Wire>,
@@ -225,6 +228,7 @@ impl Pairing {
                             lanes: group.lanes.iter().map(lane).collect(),
                             span: first..layers.iter().copied().max().map_or(0, |last| last + 1),
                             layers,
+                            reads: false,
                             group: group.clone(),
                             class: classes.len() as u32,
                         };
@@ -267,6 +271,55 @@ impl Pairing {
             wires,
             rails,
         })
+    }
+
+    /// The same relation for pull: decode is the initiator, and reads where prefill would have written. Which copy of replicated KV a
+    /// rank is served from stays as it was; the feeds of a decode rank are numbered anew, for its rails are what they are spread over.
+    #[must_use]
+    pub fn reversed(self) -> Self {
+        let mut classes: Vec<Share> = Vec::new();
+        let mut nth: Vec<u16> = Vec::new();
+        let mut turn = |share: Share| {
+            let group = share.group.reversed();
+            let lane = |lane: &Lane| Lane { local: lane.remote, remote: lane.local };
+            match classes.iter().find(|first| first.class == share.class) {
+                Some(first) => Share { group, reads: true, lanes: first.lanes.clone(), ..share },
+                None => {
+                    let lanes = share.lanes.iter().map(lane).collect();
+                    let share = Share { group, reads: true, lanes, ..share };
+                    classes.push(share.clone());
+                    share
+                }
+            }
+        };
+        let mut feeds = Vec::with_capacity(self.feeds.len());
+        for feed in self.feeds {
+            let at = feed.dst.index();
+            nth.resize(nth.len().max(at + 1), 0);
+            feeds.push(PairFeed {
+                src: feed.dst,
+                dst: feed.src,
+                aux: feed.aux,
+                shares: feed.shares.into_iter().map(&mut turn).collect(),
+                nth: nth[at],
+            });
+            nth[at] += 1;
+        }
+        let mut wires: Vec<Wire> = self
+            .wires
+            .into_iter()
+            .map(|wire| Wire {
+                src_group: wire.dst_group,
+                dst_group: wire.src_group,
+                src: wire.dst,
+                dst: wire.src,
+                ..wire
+            })
+            .collect();
+        // As `Pairing::wire` counts.
+        wires.sort_by_key(|wire| (wire.src_group, wire.dst_group, wire.feed, wire.rail));
+        let page_tokens = (self.page_tokens.1, self.page_tokens.0);
+        Self { feeds, wires, page_tokens, ..self }
     }
 
     /// Index of a queue pair in [`Pairing::wires`].

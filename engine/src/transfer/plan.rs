@@ -32,7 +32,7 @@ pub enum PlanningError {
     /// A page table ends before the tokens do.
     #[error("the {side}'s page table has {pages} pages of {page_tokens} tokens, token {last} needs {need}")]
     Pages {
-        /// "source" or "destination".
+        /// "initiator" or "target".
         side: &'static str,
         /// Pages in the table.
         pages: u32,
@@ -43,8 +43,8 @@ pub enum PlanningError {
         /// Pages up to that token.
         need: u32,
     },
-    /// Two places of the destination's table name the same page: one's tokens would overwrite the other's.
-    #[error("page {page} is in the destination's page table more than once")]
+    /// Two places of the target's table name the same page: one's tokens would overwrite the other's.
+    #[error("page {page} is in the target's page table more than once")]
     Twice {
         /// The page.
         page: u64,
@@ -60,13 +60,14 @@ pub enum PlanningError {
     Plan(#[from] PlanError),
 }
 
-/// The fewest requests that move `tokens` of one share from the source's pages to the destination's.
+/// The fewest requests that move `tokens` of one share between the pages of the initiator, `src`, and those of the target, `dst`. A WRITE
+/// gathers at the initiator, a READ scatters there: to a plan the two are the same.
 ///
 /// Offsets are from the bases of the registrations, the buffer's being in the lane. Token `t` is token `t % page_tokens` of the
 /// `t / page_tokens`-th page of either table. No byte of another token is touched.
 ///
 /// # Errors
-/// When a table is too short or names a destination page twice, or a limit is zero.
+/// When a table is too short, WRITEs would hit a page of the target twice, or a limit is zero.
 pub fn plan(
     share: &Share,
     lanes: Arc<Lanes>,
@@ -86,7 +87,7 @@ pub fn plan(
         return Ok(Plan::new(lanes, Vec::new())?);
     }
     for (side, table, page_tokens) in
-        [("source", src, group.src_page_tokens), ("destination", dst, group.dst_page_tokens)]
+        [("initiator", src, group.src_page_tokens), ("target", dst, group.dst_page_tokens)]
     {
         let need = tokens.end.div_ceil(page_tokens);
         if table.len() < need {
@@ -107,7 +108,7 @@ pub fn plan(
         let mut open: Option<Segment> = None;
         for next in sorted {
             match &mut open {
-                Some(last) if next.dst < last.dst + last.tokens => {
+                Some(last) if next.dst < last.dst + last.tokens && !share.reads => {
                     return Err(PlanningError::Twice { page: next.dst / u64::from(group.dst_page_tokens) });
                 }
                 Some(last) if last.dst + last.tokens == next.dst && last.src + last.tokens == next.src => {

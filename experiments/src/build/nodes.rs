@@ -17,7 +17,7 @@ use sim::world::AnyNode;
 use super::RunError;
 use crate::compute::Profile;
 use crate::report::Leaks;
-use crate::spec::{Admission, Granularity, Order, Rails, Replica, Routing, SideSpec, Spec};
+use crate::spec::{Admission, Direction, Granularity, Order, Rails, Replica, Routing, SideSpec, Spec};
 
 /// The router's number; the registry is node 0.
 pub(crate) const ROUTER: NodeId = NodeId(1);
@@ -186,6 +186,10 @@ fn transfer(spec: &Spec) -> TransferConfig {
         },
         replica: match spec.policy.replica {
             Replica::ByDestination => policy::ReplicaChoice::ByDestination,
+        },
+        direction: match spec.policy.direction {
+            Direction::Push => policy::Direction::Push,
+            Direction::Pull => policy::Direction::Pull,
         },
         granularity: match spec.policy.granularity {
             Granularity::Request => policy::Granularity::Request,

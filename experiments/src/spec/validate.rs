@@ -7,7 +7,7 @@ use models::{ByteSize, Layout, Model, Picos, Relation, config, presets};
 use super::engine::AUTO;
 use super::locate::Segment;
 use super::workload::Length;
-use super::{Granularity, MemorySpec, Rails, SideSpec, Spec, TopologySpec, is_path, nearest};
+use super::{Direction, Granularity, MemorySpec, Rails, SideSpec, Spec, TopologySpec, is_path, nearest};
 use crate::compute::{self, Profile};
 use crate::{nic, report};
 
@@ -128,9 +128,12 @@ impl Spec {
         Ok(())
     }
 
-    /// Decode posts as many receives as the parts that a request may have, before it publishes pages: more than a receive queue holds
+    /// In push decode posts as many receives as the parts that a request may have, before it publishes pages: more than a receive queue holds
     /// would never be posted, and no request would ever start.
     fn credits(&self, relation: &Relation) -> Result<(), Problem> {
+        if self.policy.direction == Direction::Pull {
+            return Ok(());
+        }
         let feeds = (0..relation.dst_ranks()).map(|rank| relation.feeds(rank).len()).max().unwrap_or(1);
         let parts = match self.policy.granularity {
             Granularity::Request => 1,

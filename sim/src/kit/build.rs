@@ -11,7 +11,7 @@ use engine::id::NodeId;
 use engine::node::{
     Admission, Chunk, Compute, DecodeNode, Estimate, InstanceConfig, PrefillNode, RouterConfig, RouterNode,
 };
-use engine::policy::RoutingPolicy;
+use engine::policy::{Direction, RoutingPolicy};
 use engine::registry::{Registry, RegistryConfig, SessionConfig};
 use engine::time::Span;
 use engine::transfer::{Rules, TransferConfig};
@@ -257,6 +257,14 @@ impl Build {
         change(&mut self.prefill.config.transfer);
         change(&mut self.decode.config.transfer);
         self
+    }
+    /// Decode reads instead of prefill writing.
+    #[must_use]
+    pub fn pull(self) -> Self {
+        self.transfer(|t| t.direction = Direction::Pull)
+    }
+    pub(super) fn direction(&self) -> Direction {
+        self.decode.config.transfer.direction
     }
     /// Switches of protocol rules.
     #[must_use]

@@ -3,6 +3,7 @@
 use super::{Ending, Kit};
 use engine::id::{NodeId, RequestId};
 use engine::node::{Node as _, Reason, Step};
+use engine::policy::Direction;
 use engine::transfer::{AUX_BYTES, SEAL_BYTES};
 use models::{Layout, Relation};
 
@@ -15,7 +16,7 @@ pub struct Counted {
     pub work_requests: u64,
     /// RNR NAKs.
     pub rnr_naks: u64,
-    /// Fences that decode made.
+    /// Fences that decode, in pull prefill, made.
     pub fences: u64,
     /// Immediates that were dropped.
     pub stale: u64,
@@ -52,8 +53,8 @@ impl Kit {
         (of(&self.build.prefill), of(&self.build.decode))
     }
 
-    /// The fewest payload bytes that a prompt of so many tokens can take: what the relation of the layouts names, and aux rows
-    /// and seals beside it.
+    /// The fewest payload bytes that a prompt of so many tokens can take: what the relation of the layouts names, and beside it aux rows
+    /// and, in push, seals.
     ///
     /// # Panics
     /// Never: the instances were paired.
@@ -62,6 +63,7 @@ impl Kit {
         let (src, dst) = self.layouts();
         let relation = Relation::new(&src, &dst).unwrap_or_else(|error| panic!("{error}"));
         let seals: u64 = (0..relation.dst_ranks()).map(|rank| relation.seals(rank) as u64).sum();
+        let seals = if self.build.direction() == Direction::Pull { 0 } else { seals };
         let beside = u64::from(relation.dst_ranks()) * AUX_BYTES + seals * SEAL_BYTES;
         (relation.total_bytes(tokens) as u64, beside)
     }

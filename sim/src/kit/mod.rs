@@ -27,6 +27,7 @@ pub use tap::{Said, TapId};
 use crate::world::{AnyNode, Fault, Stamped, Verdict, World};
 use engine::id::{NodeId, PortId, RequestId};
 use engine::node::{Held, Node as _, Reason, Request, Step};
+use engine::policy::Direction;
 use engine::registry::{REGISTRY, Registry, RoomKey};
 use engine::time::{Span, Time};
 use tap::Tap;
@@ -99,6 +100,11 @@ impl Kit {
         }
         for node in &decode {
             zones.add(&mut world, *node);
+        }
+        if build.direction() == Direction::Pull && !build.prefill.config.prefix_cache {
+            for node in &prefill {
+                zones.add_shown(&world, *node);
+            }
         }
         Self {
             build,
@@ -335,8 +341,13 @@ impl Kit {
             self.records.push(stamped);
         }
         let published = self.tap.published();
-        self.zones.after(&mut self.world, published);
-        for node in &self.prefill {
+        let pull = self.build.direction() == Direction::Pull;
+        if pull {
+            self.zones.after_pull(&mut self.world, &self.tap.rooms());
+        } else {
+            self.zones.after(&mut self.world, published);
+        }
+        for node in if pull { &self.decode } else { &self.prefill } {
             let held = self.world.node(*node).held();
             if held.pages == 0
                 && held.pool_memory_regions > 0
@@ -344,7 +355,7 @@ impl Kit {
                 && self.broken.is_empty()
             {
                 self.broken.push(format!(
-                    "prefill node {} gave all pages back while work requests that name them were outstanding, at {:?}",
+                    "node {} gave all pages back while work requests that name them were outstanding, at {:?}",
                     node.0,
                     self.world.now()
                 ));

@@ -117,6 +117,11 @@ impl Tap {
         self.0.borrow().rooms.get(&request).copied()
     }
 
+    /// The rooms made last for all requests.
+    pub(super) fn rooms(&self) -> Vec<RoomKey> {
+        self.0.borrow().rooms.values().copied().collect()
+    }
+
     /// Page lists said since the last call, repetitions included.
     pub(super) fn published(&self) -> Vec<(NodeId, PageList)> {
         std::mem::take(&mut self.0.borrow_mut().published)

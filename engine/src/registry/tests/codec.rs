@@ -81,15 +81,24 @@ fn endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
     })
 }
 
+fn range() -> impl Strategy<Value = std::ops::Range<u32>> {
+    (any::<u32>(), 1u32..5000).prop_map(|(start, len)| {
+        let start = start.min(u32::MAX - len);
+        start..start + len
+    })
+}
+
 fn link() -> impl Strategy<Value = LinkBody> {
     let seen = vec((any::<u16>(), any::<u16>(), any::<u16>()), 0..5)
         .prop_map(|seen| seen.into_iter().map(|(s, d, p)| (Rank(s), Rank(d), p)).collect());
     let live = vec((key(), seen).prop_map(|(key, seen)| LiveRoom { key, seen }), 0..5);
     prop_oneof![
         any::<u32>().prop_map(|broken| LinkBody::Ask { broken }),
-        (any::<[u32; 2]>(), any::<u16>(), endpoints(), live).prop_map(|(n, rails, endpoints, live)| {
-            LinkBody::Offer { offer: n[0], fence_epoch: n[1], rails, endpoints, live }
-        }),
+        (any::<[u32; 2]>(), any::<u16>(), any::<u8>(), endpoints(), live).prop_map(
+            |(n, rails, reads, endpoints, live)| {
+                LinkBody::Offer { offer: n[0], fence_epoch: n[1], rails, reads, endpoints, live }
+            }
+        ),
         (any::<[u32; 2]>(), endpoints()).prop_map(|(n, endpoints)| LinkBody::Answer {
             offer: n[0],
             fence_epoch: n[1],
@@ -133,6 +142,12 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
             request
         }),
         pages().prop_map(Message::Publish),
+        (key(), any::<u32>(), vec((range(), range()), 0..6), any::<bool>()).prop_map(
+            |(key, before, pieces, last)| {
+                let piece = |(tokens, layers)| Piece { tokens, layers };
+                Message::Produced { key, before, pieces: pieces.into_iter().map(piece).collect(), last }
+            }
+        ),
         (key(), reason()).prop_map(|(key, reason)| Message::Abort { key, reason }),
         (key(), any::<bool>(), any::<bool>())
             .prop_map(|(key, delivered, clean)| Message::Report { key, report: Report { delivered, clean } }),

@@ -199,6 +199,7 @@ fn only_participants_are_heard() {
         net.toys[3].client.send(&message);
     }
     // Nor are participants in another's place.
+    net.toys[2].client.send(&Message::Publish(list(key(1))));
     net.toys[1].client.send(&Message::Done { key: key(1), outcome: Outcome::Finished });
     net.toys[2]
         .client

@@ -3,11 +3,12 @@
 use super::super::memory::InstanceMemory;
 use super::super::news::News;
 use super::super::pairing::Pairing;
-use super::Receiver;
+use super::Target;
 use super::room::State as RoomState;
 use crate::fabric::{Access, Error, Fabric, QpSpec, QpState, Rtr, Step};
 use crate::id::{InstanceId, PortId, QpId};
 use crate::node::{Cx, Reason};
+use crate::policy::Direction;
 use crate::registry::{Endpoints, LinkBody, Message, RoomKey};
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ enum State {
     Up,
 }
 
-/// All queue pairs to one prefill instance.
+/// All queue pairs to one initiator.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     pub pairing: Arc<Pairing>,
@@ -47,8 +48,8 @@ impl Link {
             offer: 0,
         }
     }
-    /// Whether the initiator could have work under way: there was an offer since the last fence.
-    pub(super) fn may_be_written(&self) -> bool {
+    /// Whether the initiator could have requests under way: there was an offer since the last fence.
+    pub(super) fn may_be_used(&self) -> bool {
         self.state != State::Down
     }
     /// The local port of a wire, also before there are queue pairs.
@@ -61,9 +62,9 @@ impl Link {
     }
 }
 
-impl Receiver {
+impl Target {
     /// What the initiator says about the link.
-    pub fn link(&mut self, cx: &mut Cx<'_>, peer: InstanceId, body: LinkBody) {
+    pub(super) fn heard(&mut self, cx: &mut Cx<'_>, peer: InstanceId, body: LinkBody) {
         let Some(link) = self.links.get(&peer) else {
             if matches!(body, LinkBody::Ask { .. }) && !self.asked.contains(&peer) {
                 self.asked.push(peer);
@@ -91,8 +92,20 @@ impl Receiver {
         }
     }
 
-    fn keys_of(&self, peer: InstanceId) -> Vec<RoomKey> {
-        let rooms = self.links.get(&peer).map(|link| &link.rooms[..]).unwrap_or_default();
+    /// Rooms with a peer, also one whose facts are not known yet.
+    pub(super) fn rooms_with(&self, peer: InstanceId) -> Vec<u32> {
+        match self.links.get(&peer) {
+            Some(link) => link.rooms.clone(),
+            None => (0u32..)
+                .zip(&self.rooms)
+                .filter(|(_, room)| room.as_ref().is_some_and(|room| room.spec.peer == peer))
+                .map(|(index, _)| index)
+                .collect(),
+        }
+    }
+
+    pub(super) fn keys_of(&self, peer: InstanceId) -> Vec<RoomKey> {
+        let rooms = self.rooms_with(peer);
         rooms.iter().filter_map(|i| self.rooms[*i as usize].as_ref()).map(|room| room.spec.key).collect()
     }
 
@@ -160,6 +173,10 @@ impl Receiver {
                     offer: link.offer,
                     fence_epoch: link.fence_epoch,
                     rails: link.pairing.rails,
+                    reads: match self.config.direction {
+                        Direction::Push => 0,
+                        Direction::Pull => self.config.rts_within(cx.fabric.limits()).max_rd_atomic.max(1),
+                    },
                     endpoints,
                     live,
                 };
@@ -182,7 +199,7 @@ impl Receiver {
             let spec = QpSpec {
                 send_cq: receives.cq,
                 recv_cq: receives.cq,
-                srq: Some(receives.srq),
+                srq: receives.srq,
                 max_send: 1,
                 max_recv: 0,
                 max_sge: 1,
@@ -192,10 +209,14 @@ impl Receiver {
             self.qps.insert(qp, (peer, wire));
             link.qps.push(qp);
         }
+        let access = match self.config.direction {
+            Direction::Push => Access::REMOTE_WRITE,
+            Direction::Pull => Access::REMOTE_READ,
+        };
         let mut endpoints = Vec::with_capacity(link.qps.len());
         for qp in &link.qps {
             fabric.modify_qp(*qp, Step::Reset)?;
-            fabric.modify_qp(*qp, Step::Init(Access::REMOTE_WRITE))?;
+            fabric.modify_qp(*qp, Step::Init(access))?;
             endpoints.push(fabric.endpoint(*qp)?);
         }
         Ok(endpoints)
@@ -203,6 +224,7 @@ impl Receiver {
 
     /// The initiator answered the current offer: this end can receive.
     fn accept(&mut self, cx: &mut Cx<'_>, peer: InstanceId, theirs: &Endpoints) {
+        let rts = self.config.rts_within(cx.fabric.limits());
         let Some(link) = self.links.get_mut(&peer) else { return };
         let offer = link.offer;
         let mut connect = || -> Result<(), Error> {
@@ -216,11 +238,11 @@ impl Receiver {
             for (qp, peer) in link.qps.iter().zip(theirs) {
                 let rtr = Rtr {
                     peer: *peer,
-                    max_dest_rd_atomic: self.config.rts.max_rd_atomic,
+                    max_dest_rd_atomic: rts.max_rd_atomic,
                     min_rnr_timer: self.config.min_rnr_timer,
                 };
                 cx.fabric.modify_qp(*qp, Step::Rtr(rtr))?;
-                cx.fabric.modify_qp(*qp, Step::Rts(self.config.rts))?;
+                cx.fabric.modify_qp(*qp, Step::Rts(rts))?;
             }
             Ok(())
         };
@@ -234,8 +256,13 @@ impl Receiver {
         self.news.push_back(News::Tell(Message::Link { peer, body }));
     }
 
+    /// Peers with an offer that they have not answered.
+    pub(super) fn offered(&self) -> Vec<InstanceId> {
+        self.links.iter().filter(|(_, link)| link.state == State::Offered).map(|(peer, _)| *peer).collect()
+    }
+
     /// The peer is gone for good: its rooms fail, this end is fenced and destroyed, and everything is released.
-    pub fn peer_gone(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+    pub(super) fn gone(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
         self.asked.retain(|other| *other != peer);
         self.fence(cx, peer);
         for key in self.keys_of(peer) {
@@ -247,22 +274,6 @@ impl Receiver {
                 self.qps.remove(&qp);
                 let _ = cx.fabric.destroy_qp(qp);
             }
-        }
-    }
-}
-
-impl Receiver {
-    /// A restarted registry lost what it had not passed on: links under way begin anew. Page lists of live rooms go with the
-    /// room's next Assign, see [`Receiver::publish`].
-    pub fn say_again(&mut self, cx: &mut Cx<'_>) {
-        let offered: Vec<InstanceId> = self
-            .links
-            .iter()
-            .filter(|(_, link)| link.state == State::Offered)
-            .map(|(peer, _)| *peer)
-            .collect();
-        for peer in offered {
-            self.offer(cx, peer);
         }
     }
 }

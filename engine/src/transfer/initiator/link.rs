@@ -3,12 +3,12 @@
 use super::super::memory::InstanceMemory;
 use super::super::news::News;
 use super::super::pairing::Pairing;
-use super::Sender;
+use super::Initiator;
 use super::room::PartState;
 use crate::fabric::{Access, Completion, Error, Fabric, QpSpec, QpState, Rtr, Status, Step};
 use crate::id::{InstanceId, PortId, QpId};
 use crate::node::{Cx, Reason};
-use crate::policy::JobId;
+use crate::policy::{Direction, JobId};
 use crate::registry::{Endpoints, Facts, LinkBody, LiveRoom, Message, RoomKey};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -54,11 +54,12 @@ enum State {
 struct Offer {
     number: u32,
     fence_epoch: u32,
+    reads: u8,
     endpoints: Endpoints,
     live: Vec<LiveRoom>,
 }
 
-/// All queue pairs to one decode instance.
+/// All queue pairs to one target.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     pub facts: Arc<Facts>,
@@ -109,7 +110,7 @@ impl Link {
     }
 }
 
-impl Sender {
+impl Initiator {
     /// Asks the target for an offer.
     pub(super) fn ask(&mut self, peer: InstanceId) {
         if let Some(link) = self.links.get_mut(&peer) {
@@ -129,28 +130,29 @@ impl Sender {
     }
 
     /// What the target says about the link.
-    pub fn link(&mut self, cx: &mut Cx<'_>, peer: InstanceId, body: LinkBody) {
+    pub(super) fn heard(&mut self, cx: &mut Cx<'_>, peer: InstanceId, body: LinkBody) {
         let rules = self.config.rules;
         let Some(link) = self.links.get_mut(&peer) else { return };
         match body {
-            LinkBody::Offer { offer, fence_epoch, rails, endpoints, live } => {
+            LinkBody::Offer { offer, fence_epoch, rails, reads, endpoints, live } => {
                 if offer <= link.heard {
                     return;
                 }
                 link.heard = offer;
                 link.asked = false;
-                if rails != link.pairing.rails || endpoints.len() != link.pairing.wires.len() {
+                let other = (reads > 0) != (self.config.direction == Direction::Pull);
+                if other || rails != link.pairing.rails || endpoints.len() != link.pairing.wires.len() {
                     self.refuse(cx, peer);
                     return;
                 }
-                link.pending = Some(Offer { number: offer, fence_epoch, endpoints, live });
+                link.pending = Some(Offer { number: offer, fence_epoch, reads, endpoints, live });
                 let ended: Vec<RoomKey> = if rules.live_list {
                     let offer = link.pending.as_ref();
                     let listed =
                         |key| offer.is_some_and(|offer| offer.live.iter().any(|room| room.key == key));
                     let rooms = link.rooms.iter().filter_map(|i| self.rooms[*i as usize].as_ref());
                     rooms
-                        .filter(|room| room.target.is_some() && !listed(room.spec.key))
+                        .filter(|room| room.remote.is_some() && !listed(room.spec.key))
                         .map(|room| room.spec.key)
                         .collect()
                 } else {
@@ -228,7 +230,7 @@ impl Sender {
             return;
         }
         let Some(offer) = link.pending.take() else { return };
-        let endpoints = match self.connect(cx.fabric, peer, &offer.endpoints) {
+        let endpoints = match self.connect(cx.fabric, peer, &offer.endpoints, offer.reads) {
             Ok(endpoints) => endpoints,
             Err(_) => {
                 let body = LinkBody::Refuse { reason: Reason::Layout };
@@ -291,7 +293,13 @@ impl Sender {
         fabric: &mut dyn Fabric,
         peer: InstanceId,
         theirs: &Endpoints,
+        reads: u8,
     ) -> Result<Endpoints, Error> {
+        let mut rts = self.config.rts_within(fabric.limits());
+        if reads > 0 {
+            // More READs than the target answers at a time would be an error there.
+            rts.max_rd_atomic = rts.max_rd_atomic.min(reads);
+        }
         let Some(link) = self.links.get_mut(&peer) else { return Err(Error::NoSuch("link")) };
         // All of them the first time, what is missing if that was refused half way.
         for index in link.wires.len()..link.pairing.wires.len() {
@@ -324,11 +332,11 @@ impl Sender {
             endpoints.push(fabric.endpoint(wire.qp)?);
             let rtr = Rtr {
                 peer: *theirs,
-                max_dest_rd_atomic: self.config.rts.max_rd_atomic,
+                max_dest_rd_atomic: rts.max_rd_atomic,
                 min_rnr_timer: self.config.min_rnr_timer,
             };
             fabric.modify_qp(wire.qp, Step::Rtr(rtr))?;
-            fabric.modify_qp(wire.qp, Step::Rts(self.config.rts))?;
+            fabric.modify_qp(wire.qp, Step::Rts(rts))?;
         }
         Ok(endpoints)
     }
@@ -429,26 +437,6 @@ impl Sender {
                 port.posted_requests -= slice.requests;
                 self.finished(cx, slice, false);
             }
-        }
-    }
-}
-
-impl Sender {
-    /// A restarted registry knows nothing of handshakes under way: every link that is not up begins anew.
-    pub fn ask_again(&mut self) {
-        let down: Vec<InstanceId> =
-            self.links.iter().filter(|(_, link)| !link.is_up()).map(|(peer, _)| *peer).collect();
-        for peer in down {
-            self.ask(peer);
-        }
-    }
-
-    /// Every room with a peer fails: it is gone, or this instance cannot be paired with it.
-    pub fn reject_peer(&mut self, cx: &mut Cx<'_>, peer: InstanceId, reason: Reason, tell: bool) {
-        let rooms = self.rooms.iter().flatten().filter(|room| room.spec.peer == peer);
-        let keys: Vec<RoomKey> = rooms.map(|room| room.spec.key).collect();
-        for key in keys {
-            self.fail(cx, key, reason, tell);
         }
     }
 }

@@ -1,9 +1,10 @@
-//! Prefill's side: rooms whose KV this instance sends.
+//! The initiator's side: rooms whose KV this instance moves. In push that is prefill, which WRITEs; in pull decode, which READs.
 //!
-//! A room's KV comes in pieces ([`Sender::produced`]). Once decode's page list is there, each piece becomes *parts*: all writes of one
-//! (piece, source rank, destination rank) on one queue pair, the last of which carries the immediate. Parts wait in the queue of their
-//! port until order and window let them be posted, slice by slice. A room is Success when all its parts completed; that is final and
-//! means "delivered".
+//! A room's KV comes in pieces ([`Initiator::produced`], [`Initiator::told`]). Once the target's page list is there, each piece becomes
+//! *parts*: all requests of one (piece, source rank, destination rank) on one queue pair. In push the last request of a part carries the
+//! immediate; in pull nothing is said to the target but the report at the end. Parts wait in the queue of their port until order and window
+//! let them be posted, slice by slice. A room is Success when all its parts completed; that is final. In push it means "delivered", in pull
+//! that decode may start: READs say by their own completions that the bytes are here.
 //!
 //! A *link* is all queue pairs between two instances. It lives and dies as one: the fence epoch is one for the two instances, a free by
 //! fence must take every queue pair anyway, and one state machine is easier to get right than one for each queue pair. The price is that
@@ -11,19 +12,22 @@
 
 mod link;
 mod post;
+mod pull;
 mod room;
 
 use super::config::TransferConfig;
+use super::end::{End, EndHeld, EndStats};
 use super::memory::InstanceMemory;
 use super::news::News;
 use super::pairing::Pairing;
 use super::tombstones::Tombstones;
+use super::wire::Immediate;
 use crate::fabric::{Completion, Error, Event, Fabric, Plan};
 use crate::id::{CqId, InstanceId, PortId, QpId, RequestId};
 use crate::map::Map;
 use crate::node::{Cx, Reason};
-use crate::policy::{JobId, Order};
-use crate::registry::{Facts, Report, RoomKey};
+use crate::policy::{Direction, JobId, Order};
+use crate::registry::{Facts, LinkBody, Report, RoomKey};
 use crate::time::Time;
 use crate::timers::Timers;
 use link::Link;
@@ -44,12 +48,12 @@ struct PortQueue {
 
 /// A room to open.
 #[derive(Clone, Debug)]
-pub struct SendRoom {
+pub struct InitiatorRoom {
     /// The room.
     pub key: RoomKey,
     /// Whose it is.
     pub request: RequestId,
-    /// The decode instance.
+    /// The target's instance.
     pub peer: InstanceId,
     /// For fairness.
     pub tenant: u32,
@@ -59,19 +63,8 @@ pub struct SendRoom {
     pub tokens: u32,
 }
 
-/// What a sender holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SenderHeld {
-    /// Rooms not yet released.
-    pub rooms: u64,
-    /// Timers armed.
-    pub timers: u64,
-    /// Queue pairs of links.
-    pub queue_pairs: u64,
-}
-
-/// Prefill's transfer engine.
-pub struct Sender {
+/// The initiator's transfer engine.
+pub struct Initiator {
     config: TransferConfig,
     /// Completions that each port's queue holds.
     depth: u32,
@@ -87,15 +80,18 @@ pub struct Sender {
     by_key: Map<RoomKey, u32>,
     jobs: Vec<JobState>,
     free_jobs: Vec<JobId>,
+    /// Pull: aux slots of this side, where aux rows are read to.
+    free_slots: VecDeque<u16>,
     tombstones: Tombstones<Report>,
     timers: Timers<RoomKey>,
     news: VecDeque<News>,
     lease_until: Time,
+    stats: EndStats,
     /// Plans of the piece at hand by share class.
     plans: Vec<(u32, usize, Arc<Plan>)>,
 }
 
-impl Sender {
+impl Initiator {
     /// For an instance with this memory. Completion queues have room for what `queue_pairs` queue pairs can hold; no more than fits is
     /// ever posted, so that even flushing all of it overruns none.
     pub fn new(
@@ -131,59 +127,18 @@ impl Sender {
             by_key: Map::default(),
             jobs: Vec::new(),
             free_jobs: Vec::new(),
+            free_slots: match config.direction {
+                Direction::Push => VecDeque::new(),
+                Direction::Pull => (0..config.slots.min(Immediate::SLOTS) as u16).collect(),
+            },
             tombstones: Tombstones::new(config.tombstone),
             timers: Timers::default(),
             news: VecDeque::new(),
             lease_until: Time::NEVER,
+            stats: EndStats::default(),
             plans: Vec::new(),
             config,
         })
-    }
-
-    /// Destroys queue pairs, completion queues and memory.
-    pub fn close(&mut self, fabric: &mut dyn Fabric) -> Result<(), Error> {
-        while let Some((_, link)) = self.links.pop_first() {
-            for wire in &link.wires {
-                self.qps.remove(&wire.qp);
-                fabric.destroy_qp(wire.qp)?;
-            }
-        }
-        for port in self.ports.drain(..) {
-            fabric.destroy_cq(port.cq)?;
-        }
-        self.memory.close(fabric)
-    }
-
-    /// The pools.
-    pub fn memory(&self) -> &InstanceMemory {
-        &self.memory
-    }
-
-    /// This node's lease holds until then; no Success is reported later.
-    pub fn set_lease(&mut self, until: Time) {
-        self.lease_until = until;
-    }
-
-    /// The next thing to know.
-    pub fn next_news(&mut self) -> Option<News> {
-        self.news.pop_front()
-    }
-
-    /// When it wants [`Sender::wake`].
-    pub fn deadline(&self) -> Option<Time> {
-        self.timers.head()
-    }
-
-    /// Deadlines that passed.
-    pub fn wake(&mut self, cx: &mut Cx<'_>) {
-        while let Some(key) = self.timers.expired(cx.now) {
-            self.fail(cx, key, Reason::Deadline, true);
-        }
-    }
-
-    /// Whether the peer's facts are known.
-    pub fn knows(&self, peer: InstanceId) -> bool {
-        self.links.contains_key(&peer)
     }
 
     /// A peer's facts: a link to it is prepared, and the target asked for an offer. Rooms that waited for this go on.
@@ -211,36 +166,6 @@ impl Sender {
         self.pump_all(cx);
     }
 
-    /// What it holds.
-    pub fn held(&self) -> SenderHeld {
-        SenderHeld {
-            rooms: self.by_key.len() as u64,
-            timers: self.timers.len() as u64,
-            queue_pairs: self.links.values().map(|link| link.wires.len() as u64).sum(),
-        }
-    }
-
-    /// Completions that the driver polled.
-    pub fn completions(&mut self, cx: &mut Cx<'_>, batch: &[Completion]) {
-        for completion in batch {
-            self.completed(cx, completion);
-        }
-        self.pump_all(cx);
-    }
-
-    /// An asynchronous event.
-    pub fn event(&mut self, cx: &mut Cx<'_>, event: Event) {
-        match event {
-            Event::QpFatal(qp) => {
-                if let Some(&(peer, _)) = self.qps.get(&qp) {
-                    self.broken(cx, peer, true);
-                }
-            }
-            Event::CqOverrun(cq) => self.overrun(cx, cq),
-            Event::SrqLimit(_) | Event::LastWqeReached(_) | Event::PortDown(_) | Event::PortUp(_) => {}
-        }
-    }
-
     /// Completions were lost: what was posted on the port cannot be told apart any more. Its queue pairs and the completion queue
     /// are made anew.
     fn overrun(&mut self, cx: &mut Cx<'_>, cq: CqId) {
@@ -262,5 +187,120 @@ impl Sender {
 
     fn room_mut(&mut self, index: u32) -> Option<&mut Room> {
         self.rooms.get_mut(index as usize).and_then(Option::as_mut)
+    }
+}
+
+impl End for Initiator {
+    fn memory(&self) -> &InstanceMemory {
+        &self.memory
+    }
+
+    fn set_lease(&mut self, until: Time) {
+        self.lease_until = until;
+    }
+
+    fn next_news(&mut self) -> Option<News> {
+        self.news.pop_front()
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        self.timers.head()
+    }
+
+    fn wake(&mut self, cx: &mut Cx<'_>) {
+        while let Some(key) = self.timers.expired(cx.now) {
+            self.fail(cx, key, Reason::Deadline, true);
+        }
+    }
+
+    fn completions(&mut self, cx: &mut Cx<'_>, batch: &[Completion]) {
+        for completion in batch {
+            self.completed(cx, completion);
+        }
+        self.pump_all(cx);
+    }
+
+    fn event(&mut self, cx: &mut Cx<'_>, event: Event) {
+        match event {
+            Event::QpFatal(qp) => {
+                if let Some(&(peer, _)) = self.qps.get(&qp) {
+                    self.broken(cx, peer, true);
+                }
+            }
+            Event::CqOverrun(cq) => self.overrun(cx, cq),
+            Event::SrqLimit(_) | Event::LastWqeReached(_) | Event::PortDown(_) | Event::PortUp(_) => {}
+        }
+    }
+
+    fn knows(&self, peer: InstanceId) -> bool {
+        self.links.contains_key(&peer)
+    }
+
+    fn close(&mut self, fabric: &mut dyn Fabric) -> Result<(), Error> {
+        while let Some((_, link)) = self.links.pop_first() {
+            for wire in &link.wires {
+                self.qps.remove(&wire.qp);
+                fabric.destroy_qp(wire.qp)?;
+            }
+        }
+        for port in self.ports.drain(..) {
+            fabric.destroy_cq(port.cq)?;
+        }
+        self.memory.close(fabric)
+    }
+
+    fn link(&mut self, cx: &mut Cx<'_>, peer: InstanceId, body: LinkBody) {
+        self.heard(cx, peer, body);
+    }
+
+    fn say_again(&mut self, _cx: &mut Cx<'_>) {
+        let down: Vec<InstanceId> =
+            self.links.iter().filter(|(_, link)| !link.is_up()).map(|(peer, _)| *peer).collect();
+        for peer in down {
+            self.ask(peer);
+        }
+    }
+
+    fn reject_peer(&mut self, cx: &mut Cx<'_>, peer: InstanceId, reason: Reason, tell: bool) {
+        let rooms = self.rooms.iter().flatten().filter(|room| room.spec.peer == peer);
+        let keys: Vec<RoomKey> = rooms.map(|room| room.spec.key).collect();
+        for key in keys {
+            self.fail(cx, key, reason, tell);
+        }
+    }
+
+    fn peer_gone(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        self.reject_peer(cx, peer, Reason::PeerGone, false);
+        self.scrap(cx, peer);
+        self.links.remove(&peer);
+    }
+
+    fn abandon(&mut self, cx: &mut Cx<'_>, reason: Reason) {
+        let keys: Vec<RoomKey> = self.rooms.iter().flatten().map(|room| room.spec.key).collect();
+        for key in keys {
+            self.fail(cx, key, reason, true);
+        }
+        let peers: Vec<InstanceId> = self.links.keys().copied().collect();
+        for peer in peers {
+            self.peer_gone(cx, peer);
+        }
+    }
+
+    fn held(&self) -> EndHeld {
+        let slots = match self.config.direction {
+            Direction::Push => 0,
+            Direction::Pull => self.config.slots.min(Immediate::SLOTS) as usize - self.free_slots.len(),
+        };
+        EndHeld {
+            rooms: self.by_key.len() as u64,
+            slots: slots as u64,
+            timers: self.timers.len() as u64,
+            queue_pairs: self.links.values().map(|link| link.wires.len() as u64).sum(),
+            receives: 0,
+        }
+    }
+
+    fn stats(&self) -> EndStats {
+        self.stats
     }
 }

@@ -2,16 +2,16 @@
 
 use super::super::memory::port_of;
 use super::super::news::News;
-use super::super::wire::{AUX_BYTES, AuxRow, Immediate, SEAL_BYTES, Seal};
-use super::Sender;
+use super::super::wire::{AUX_BYTES, AuxRow, Immediate, SEAL_BYTES, SLOT_BYTES, Seal};
+use super::Initiator;
 use super::link::Slice;
 use super::room::PartState;
 use crate::fabric::{Batch, Error, Flags, Item, Op, Sge, WorkRequest};
 use crate::id::{RKey, WrId};
 use crate::node::{Cx, Reason, Step};
-use crate::policy::JobId;
+use crate::policy::{Direction, JobId};
 
-impl Sender {
+impl Initiator {
     /// Posts on every port what order and window allow.
     pub(super) fn pump_all(&mut self, cx: &mut Cx<'_>) {
         for port in 0..self.ports.len() {
@@ -45,7 +45,7 @@ impl Sender {
         let part = &mut room.parts[p as usize];
         let free =
             u64::from(self.config.send_depth) - link.wires.get(part.wire as usize).map_or(0, |w| w.used);
-        let (Some(target), true, true) = (&room.target, link.is_up(), free >= part.extras().max(1)) else {
+        let (Some(remote), true, true) = (&room.remote, link.is_up(), free >= part.extras().max(1)) else {
             order.remove(id);
             job.queued = false;
             if link.is_up() && job.blocked.is_none() {
@@ -64,6 +64,11 @@ impl Sender {
         let rkey = |keys: &[u32]| RKey(keys.get(remote_port).copied().unwrap_or(0));
         // The writes behind the KV are one piece: in a window smaller than that they go out together all the same.
         let budget = requests.max(part.extras()).min(free);
+
+        let op = match self.config.direction {
+            Direction::Push => Op::Write,
+            Direction::Pull => Op::Read,
+        };
 
         // Requests of the plans.
         let mut chain: Vec<Item<'_>> = Vec::with_capacity(4);
@@ -96,7 +101,7 @@ impl Sender {
             chain.push(Item::Many(Batch {
                 plan,
                 first: WrId(wire.next + taken - from),
-                op: Op::Write,
+                op,
                 local: (local.addr, local.lkey),
                 remote: (remote.addr, rkey(&remote.rkeys)),
                 window: from..from + take,
@@ -111,18 +116,30 @@ impl Sender {
             base += len;
         }
 
-        // The immediate, and before it aux row and seal. They go with the KV whatever the window says: a job that waited for window with
-        // nothing outstanding on its own queue pair would never be woken.
+        // The immediate, and before it aux row and seal; in pull the aux row. They go with the KV whatever the window says: a job that waited
+        // for window with nothing outstanding on its own queue pair would never be woken.
         let all_kv = at == part.window.end;
         let end = all_kv && free - taken >= part.extras();
-        let imm = Immediate { slot: target.slot, generation: target.generation, part: part.number }.to_u32();
-        let slot = theirs.aux.addr + u64::from(target.slot) * super::super::wire::SLOT_BYTES;
-        let cell = slot + AUX_BYTES + u64::from(feed.src.0) * SEAL_BYTES;
+        let slot = theirs.aux.addr + u64::from(remote.slot) * SLOT_BYTES;
         let scratch =
             memory.aux.mrs[wire.port.index()].map_or((0, Default::default()), |mr| (mr.addr, mr.lkey));
-        let aux_sge = [Sge { addr: scratch.0, len: AUX_BYTES as u32, lkey: scratch.1 }];
+        let landing = u64::from(room.landing.unwrap_or_default()) * SLOT_BYTES;
+        let aux_sge = [Sge { addr: scratch.0 + landing, len: AUX_BYTES as u32, lkey: scratch.1 }];
         let seal_sge = [Sge { addr: scratch.0 + AUX_BYTES, len: SEAL_BYTES as u32, lkey: scratch.1 }];
-        if end {
+        if end && op == Op::Read {
+            if part.aux {
+                let flags = Flags { signaled: true, ..Flags::default() };
+                let remote = (slot, rkey(&theirs.aux.rkeys));
+                let id = WrId(wire.next + taken);
+                chain.push(Item::One(WorkRequest { id, op, flags, local: &aux_sge, remote }));
+                taken += 1;
+            } else if let Some(Item::Many(batch)) = chain.last_mut() {
+                batch.signal_last = true;
+            }
+        } else if end {
+            let imm =
+                Immediate { slot: remote.slot, generation: remote.generation, part: part.number }.to_u32();
+            let cell = slot + AUX_BYTES + u64::from(feed.src.0) * SEAL_BYTES;
             let inline = |signaled| Flags { signaled, fence: false, inline: true };
             let mut extras: Vec<WorkRequest<'_>> = Vec::with_capacity(2);
             if let Some(parts) = part.seal {

@@ -1,22 +1,22 @@
-//! The life of a room at the sender: opened, given pages and a page list, cut into parts, ended.
+//! The life of a room at the initiator: opened, given pages and a page list, cut into parts, ended.
 
 use super::super::news::News;
 use super::super::pages::PageTable;
 use super::super::plan::{PlanLimits, plan};
-use super::{SendRoom, Sender};
+use super::{Initiator, InitiatorRoom};
 use crate::fabric::Plan;
-use crate::id::{InstanceId, PortId};
+use crate::id::PortId;
 use crate::node::{Cx, Reason};
-use crate::policy::{Job, JobId};
+use crate::policy::{Direction, Job, JobId};
 use crate::registry::{Message, PageList, PageRun, Report, RoomKey};
 use crate::time::Time;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Where decode wants it.
+/// Where it goes to or, in pull, comes from.
 #[derive(Clone, Debug)]
-pub(super) struct Target {
+pub(super) struct Remote {
     pub slot: u16,
     pub generation: u8,
     pub group: u16,
@@ -36,7 +36,7 @@ pub(super) enum PartState {
     Done,
 }
 
-/// All writes of one (piece, source rank, destination rank) on one queue pair.
+/// All requests of one (piece, source rank, destination rank) on one queue pair.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
     pub feed: u16,
@@ -73,14 +73,19 @@ pub(super) struct JobState {
     pub blocked: Option<u32>,
 }
 
-/// A room at the sender.
+/// A room at the initiator.
 #[derive(Clone, Debug)]
 pub(super) struct Room {
-    pub spec: SendRoom,
+    pub spec: InitiatorRoom,
     pub cached: u32,
     pub arrived: Time,
+    /// This side's pages.
     pub src: PageTable,
-    pub target: Option<Target>,
+    /// Pull: the aux slot where the aux row is read to, once there are pages.
+    pub landing: Option<u16>,
+    /// Pull: pieces that the target told of, and how many (token, layer) pairs that are.
+    pub told: (u32, u64),
+    pub remote: Option<Remote>,
     /// Pieces (tokens, layers) that are there but not yet in parts.
     pub pieces: Vec<(Range<u32>, Range<u32>)>,
     pub all_produced: bool,
@@ -105,7 +110,7 @@ pub(super) struct Room {
 
 impl Room {
     /// A new room, in the memory of one that is over.
-    fn new(spec: SendRoom, arrived: Time, spare: Option<Self>) -> Self {
+    fn new(spec: InitiatorRoom, arrived: Time, spare: Option<Self>) -> Self {
         let (mut src, mut pieces, mut numbers) = (PageTable::default(), Vec::new(), Vec::new());
         let (mut parts, mut jobs) = (Vec::new(), Vec::new());
         if let Some(spare) = spare {
@@ -122,7 +127,9 @@ impl Room {
             cached: 0,
             arrived,
             src,
-            target: None,
+            landing: None,
+            told: (0, 0),
+            remote: None,
             pieces,
             all_produced: false,
             sealed: false,
@@ -142,9 +149,9 @@ impl Room {
     }
 }
 
-impl Sender {
+impl Initiator {
     /// Opens a room. False if it is open already or has ended here; then its report is told again.
-    pub fn open(&mut self, cx: &mut Cx<'_>, spec: SendRoom) -> bool {
+    pub fn open(&mut self, cx: &mut Cx<'_>, spec: InitiatorRoom) -> bool {
         let key = spec.key;
         if self.by_key.contains(&key) {
             return false;
@@ -188,7 +195,7 @@ impl Sender {
         }
     }
 
-    /// Decode's page list, or a fragment of it.
+    /// The target's page list, or a fragment of it.
     pub fn publish(&mut self, cx: &mut Cx<'_>, list: &PageList) {
         let Some(index) = self.by_key.get(&list.key).copied() else {
             self.refuse_unknown(cx, list.key);
@@ -201,20 +208,21 @@ impl Sender {
         }
         let link = self.links.get(&room.spec.peer);
         let stale = link.is_some_and(|link| rules.fence_epoch && link.is_stale(list.fence_epoch, &list.key));
-        let have = room.target.as_ref().map_or(0, |target| target.table.len());
+        let have = room.remote.as_ref().map_or(0, |remote| remote.table.len());
         let listed = list.pages.iter().try_fold(0u32, |sum, run| sum.checked_add(run.count));
         // A fragment that comes again adds nothing.
         let fits = listed
             .is_some_and(|n| list.offset < have || have.checked_add(n).is_some_and(|end| end <= list.total));
         let outside =
             list.pages.iter().any(|run| !in_pool(run, link.map_or(u32::MAX, |link| link.facts.pages)));
-        if stale || outside || !fits || list.credits == 0 || list.tokens != room.spec.tokens {
+        let credits = list.credits > 0 || self.config.direction == Direction::Pull;
+        if stale || outside || !fits || !credits || list.tokens != room.spec.tokens {
             self.fail(cx, list.key, Reason::Refused, true);
             return;
         }
-        match &mut room.target {
+        match &mut room.remote {
             None if list.offset == 0 => {
-                room.target = Some(Target {
+                room.remote = Some(Remote {
                     slot: list.slot,
                     generation: list.generation,
                     group: list.group,
@@ -223,13 +231,13 @@ impl Sender {
                     total: list.total,
                 });
             }
-            Some(target) if list.offset == target.table.len() && list.offset > 0 => {
+            Some(remote) if list.offset == remote.table.len() && list.offset > 0 => {
                 for run in &list.pages {
-                    target.table.push(*run);
+                    remote.table.push(*run);
                 }
             }
             // The same fragment again.
-            Some(target) if list.offset < target.table.len() || list.total == 0 => return,
+            Some(remote) if list.offset < remote.table.len() || list.total == 0 => return,
             _ => {
                 self.fail(cx, list.key, Reason::Refused, true);
                 return;
@@ -253,14 +261,25 @@ impl Sender {
         if room.ending || room.all_produced {
             return;
         }
-        if !tokens.is_empty() && !layers.is_empty() {
-            match room.pieces.last_mut() {
-                Some((t, l)) if t.end == tokens.start && *l == layers => t.end = tokens.end,
-                Some((t, l)) if *t == tokens && l.end == layers.start => l.end = layers.end,
-                _ => room.pieces.push((tokens, layers)),
-            }
-        }
+        Self::join(&mut room.pieces, tokens, layers);
         room.all_produced = last;
+        self.go_on(cx, index);
+    }
+
+    /// Adds a piece to others, making the last one longer where that is the same.
+    pub(super) fn join(pieces: &mut Vec<(Range<u32>, Range<u32>)>, tokens: Range<u32>, layers: Range<u32>) {
+        if tokens.is_empty() || layers.is_empty() {
+            return;
+        }
+        match pieces.last_mut() {
+            Some((t, l)) if t.end == tokens.start && *l == layers => t.end = tokens.end,
+            Some((t, l)) if *t == tokens && l.end == layers.start => l.end = layers.end,
+            _ => pieces.push((tokens, layers)),
+        }
+    }
+
+    /// Cuts and posts what can be.
+    pub(super) fn go_on(&mut self, cx: &mut Cx<'_>, index: u32) {
         self.advance(cx, index);
         self.pump_all(cx);
     }
@@ -269,15 +288,16 @@ impl Sender {
     pub(super) fn advance(&mut self, cx: &mut Cx<'_>, index: u32) {
         let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
         let Some(link) = self.links.get(&room.spec.peer) else { return };
-        let Some(target) = &room.target else { return };
-        if room.ending || room.sealed || target.table.len() < target.total {
+        let Some(remote) = &room.remote else { return };
+        let pull = self.config.direction == Direction::Pull;
+        if room.ending || room.sealed || remote.table.len() < remote.total || pull && room.landing.is_none() {
             return;
         }
         // Checked here because the list may have come before the peer's facts.
         let facts = &link.facts;
-        if u32::from(target.slot) >= facts.slots
-            || target.group >= facts.dp
-            || !target.table.runs().iter().all(|run| in_pool(run, facts.pages))
+        if u32::from(remote.slot) >= facts.slots
+            || remote.group >= facts.dp
+            || !remote.table.runs().iter().all(|run| in_pool(run, facts.pages))
         {
             let key = room.spec.key;
             self.fail(cx, key, Reason::Refused, true);
@@ -289,13 +309,13 @@ impl Sender {
         let pairing = link.pairing.clone();
         let key = room.spec.key;
         room.numbers.resize(pairing.feeds.len(), 0);
-        // The last parts must fit into the credits: what does not is kept back until all is produced.
+        // The last parts must fit into the credits: what does not is kept back until all is produced. In pull the target sees to that.
         let rails = |nth| self.config.rail_policy.choose(nth, pairing.rails);
-        if !room.all_produced {
+        if !room.all_produced && !pull {
             // Receives are promised by rail. A cut makes one part at most on each, but small ones leave rails out, so parts in all
             // say nothing about the fullest rail.
             let widest = pairing.feeds.iter().map(|feed| rails(feed.nth).len()).max().unwrap_or(1).max(1);
-            if room.cuts as usize + 2 > usize::from(target.credits) / widest {
+            if room.cuts as usize + 2 > usize::from(remote.credits) / widest {
                 return;
             }
         }
@@ -316,7 +336,7 @@ impl Sender {
                         Some((_, _, made)) => made.clone(),
                         None => {
                             let lanes = share.lanes_of(layers);
-                            match plan(share, lanes, &room.src, &target.table, tokens.clone(), limits) {
+                            match plan(share, lanes, &room.src, &remote.table, tokens.clone(), limits) {
                                 Ok(made) => {
                                     let made = Arc::new(made);
                                     self.plans.push((share.class, p, made.clone()));
@@ -339,13 +359,14 @@ impl Sender {
             let n = rails.len() as u64;
             for (j, rail) in (0u64..).zip(rails) {
                 let window = total * j / n..total * (j + 1) / n;
-                let seals = last && j + 1 == n;
-                if window.is_empty() && !seals {
+                let ends = last && j + 1 == n;
+                let (seals, aux) = (ends && !pull, ends && feed.aux);
+                if window.is_empty() && !seals && !aux {
                     continue;
                 }
                 let number = room.numbers[f];
                 room.numbers[f] += 1;
-                let wire = pairing.wire(dst_groups, room.spec.group, target.group, f, rail) as u32;
+                let wire = pairing.wire(dst_groups, room.spec.group, remote.group, f, rail) as u32;
                 let bytes = window_bytes(&plans, &window);
                 room.parts.push(Part {
                     feed: f as u16,
@@ -356,7 +377,7 @@ impl Sender {
                     cursor: 0,
                     bytes,
                     seal: seals.then(|| room.numbers[f]),
-                    aux: seals && feed.aux,
+                    aux,
                     state: PartState::Waiting,
                 });
                 room.undone += 1;
@@ -503,9 +524,12 @@ impl Sender {
         let clean = !room.dirty || !rules.honest_report;
         let report = Report { delivered, clean };
         self.news.push_back(News::Tell(Message::Report { key, report }));
-        if delivered || rules.initiator_waits || !room.started {
+        // In pull what has arrived is decode's, for as long as it generates.
+        let pull = self.config.direction == Direction::Pull;
+        if !(pull && delivered) && (delivered || rules.initiator_waits || !room.started) {
             self.news.push_back(News::Released(key));
         }
+        self.free_slots.extend(room.landing);
         self.timers.cancel(key);
         self.tombstones.add(cx.now, key, report);
         if let Some(link) = self.links.get_mut(&room.spec.peer) {
@@ -525,31 +549,14 @@ impl Sender {
                 self.end(cx, index, false);
             }
         } else if room.sealed && room.undone == 0 && room.outstanding == 0 {
-            if lease {
+            let key = room.spec.key;
+            if !lease {
+                self.fail(cx, key, Reason::LeaseLost, true);
+            } else if self.config.direction == Direction::Push || self.has_arrived(cx, index) {
                 self.end(cx, index, true);
             } else {
-                let key = room.spec.key;
-                self.fail(cx, key, Reason::LeaseLost, true);
+                self.fail(cx, key, Reason::Transfer, true);
             }
-        }
-    }
-
-    /// The peer is gone for good: its rooms fail, and the link goes.
-    pub fn peer_gone(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
-        self.reject_peer(cx, peer, Reason::PeerGone, false);
-        self.scrap(cx, peer);
-        self.links.remove(&peer);
-    }
-
-    /// Every room fails for the same reason, and every link is cut: this instance's life is over.
-    pub fn abandon(&mut self, cx: &mut Cx<'_>, reason: Reason) {
-        let keys: Vec<RoomKey> = self.rooms.iter().flatten().map(|room| room.spec.key).collect();
-        for key in keys {
-            self.fail(cx, key, reason, true);
-        }
-        let peers: Vec<InstanceId> = self.links.keys().copied().collect();
-        for peer in peers {
-            self.peer_gone(cx, peer);
         }
     }
 }

@@ -1,0 +1,73 @@
+//! What the two ends of a link have in common, whichever side of a room they serve.
+
+use super::memory::InstanceMemory;
+use super::news::News;
+use crate::fabric::{Completion, Error, Event, Fabric};
+use crate::id::InstanceId;
+use crate::node::{Cx, Reason};
+use crate::registry::LinkBody;
+use crate::time::Time;
+
+/// What an end holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndHeld {
+    /// Rooms not yet released.
+    pub rooms: u64,
+    /// Aux slots given out.
+    pub slots: u64,
+    /// Timers armed.
+    pub timers: u64,
+    /// Queue pairs of links.
+    pub queue_pairs: u64,
+    /// Receives promised to rooms.
+    pub receives: u64,
+}
+
+/// Events that a fault-free run never sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndStats {
+    /// Immediates of a slot's earlier life, or from a queue pair that is not the room's sender's.
+    pub stale_immediates: u64,
+    /// Parts seen before.
+    pub repeated_parts: u64,
+    /// Fences.
+    pub fences: u64,
+    /// Rooms whose aux row was not there at Success.
+    pub missing_aux: u64,
+}
+
+/// One end of the links of an instance: the [`super::Initiator`] of its requests, or their [`super::Target`].
+pub trait End {
+    /// The pools.
+    fn memory(&self) -> &InstanceMemory;
+    /// This node's lease holds until then; no Success is reported later.
+    fn set_lease(&mut self, until: Time);
+    /// The next thing to know.
+    fn next_news(&mut self) -> Option<News>;
+    /// When it wants [`End::wake`].
+    fn deadline(&self) -> Option<Time>;
+    /// Deadlines that passed.
+    fn wake(&mut self, cx: &mut Cx<'_>);
+    /// Completions that the driver polled.
+    fn completions(&mut self, cx: &mut Cx<'_>, batch: &[Completion]);
+    /// An asynchronous event.
+    fn event(&mut self, cx: &mut Cx<'_>, event: Event);
+    /// Whether the peer's facts are known.
+    fn knows(&self, peer: InstanceId) -> bool;
+    /// What the other end says about the link.
+    fn link(&mut self, cx: &mut Cx<'_>, peer: InstanceId, body: LinkBody);
+    /// A restarted registry lost what it had not passed on: handshakes under way begin anew.
+    fn say_again(&mut self, cx: &mut Cx<'_>);
+    /// Every room with a peer fails: this instance cannot be paired with it.
+    fn reject_peer(&mut self, cx: &mut Cx<'_>, peer: InstanceId, reason: Reason, tell: bool);
+    /// The peer is gone for good: its rooms fail, and the link goes.
+    fn peer_gone(&mut self, cx: &mut Cx<'_>, peer: InstanceId);
+    /// Every room fails for the same reason, and every link is cut: this instance's life is over.
+    fn abandon(&mut self, cx: &mut Cx<'_>, reason: Reason);
+    /// What it holds.
+    fn held(&self) -> EndHeld;
+    /// What happened that should not.
+    fn stats(&self) -> EndStats;
+    /// Destroys queue pairs, shared receive queues, completion queues and memory.
+    fn close(&mut self, fabric: &mut dyn Fabric) -> Result<(), Error>;
+}

@@ -1,0 +1,290 @@
+//! The target's side: rooms whose KV others move while this end's NIC serves them. In push that is decode, which is written to; in pull
+//! prefill, which is read from.
+//!
+//! A room has pages (its node's) and an aux slot with a generation. In push it has receives promised before its page list is published, and
+//! is Success when every source rank that the relation names has sealed, every sealed part has been seen, and the aux row is in. In pull
+//! the page list is published as soon as there are pages, then what of the KV is in them, and it is Success when decode says so. Either
+//! way its pages may be reused once the initiator reported that all it posted completed with success (or that it posted nothing), or
+//! after a *fence*: this side's end of every queue pair of the link moved to ERR. A timer may decide to fence, never to free.
+
+mod link;
+mod parts;
+mod pull;
+mod push;
+mod room;
+
+use super::config::TransferConfig;
+use super::end::{End, EndHeld, EndStats};
+use super::memory::InstanceMemory;
+use super::news::News;
+use super::pairing::Pairing;
+use super::tombstones::Tombstones;
+use super::wire::Immediate;
+use crate::fabric::{Completion, Error, Event, Fabric, Recv, SrqSpec};
+use crate::id::{CqId, InstanceId, QpId, SrqId, WrId};
+use crate::map::Map;
+use crate::node::{Cx, Reason};
+use crate::policy::Direction;
+use crate::registry::{LinkBody, RoomKey};
+use crate::time::Time;
+use crate::timers::Timers;
+use link::Link;
+use room::Room;
+pub use room::TargetRoom;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// Receives of one port, shared by all of its queue pairs.
+struct PortReceives {
+    /// None in pull: READs use no receives.
+    srq: Option<SrqId>,
+    cq: CqId,
+    posted: u32,
+    promised: u32,
+    next: u64,
+}
+
+/// The target's transfer engine.
+pub struct Target {
+    config: TransferConfig,
+    memory: InstanceMemory,
+    ports: Vec<PortReceives>,
+    links: BTreeMap<InstanceId, Link>,
+    /// Peers that asked for an offer before their facts were known.
+    asked: Vec<InstanceId>,
+    qps: Map<QpId, (InstanceId, usize)>,
+    rooms: Vec<Option<Room>>,
+    free_rooms: Vec<u32>,
+    by_key: Map<RoomKey, u32>,
+    /// By slot: its generation and the room that owns it.
+    slots: Vec<(u8, Option<u32>)>,
+    free_slots: VecDeque<u16>,
+    tombstones: Tombstones<()>,
+    timers: Timers<RoomKey>,
+    news: VecDeque<News>,
+    lease_until: Time,
+    stats: EndStats,
+}
+
+impl Target {
+    /// For an instance with this memory, see [`super::Initiator::new`].
+    pub fn new(
+        mut config: TransferConfig,
+        memory: InstanceMemory,
+        fabric: &mut dyn Fabric,
+        queue_pairs: u32,
+    ) -> Result<Self, Error> {
+        let count = fabric.ports().len() as u32;
+        let limits = *fabric.limits();
+        let ids: Vec<_> = fabric.ports().iter().map(|port| port.id).collect();
+        let max_recv = config.receive_depth.min(limits.max_srq_wr);
+        // No more is promised than the device can hold.
+        config.receive_depth = max_recv;
+        let per_port = queue_pairs.div_ceil(count.max(1)).max(1);
+        let pull = config.direction == Direction::Pull;
+        // One slot for each receive, and one for each end that is moved to ERR.
+        let depth = if pull { per_port } else { max_recv.saturating_add(per_port) };
+        let depth = depth.clamp(1, limits.max_cqe);
+        let mut ports = Vec::new();
+        for port in ids {
+            let srq =
+                if pull { None } else { Some(fabric.create_srq(port, SrqSpec { max_recv, max_sge: 1 })?) };
+            let cq = fabric.create_cq(port, depth)?;
+            ports.push(PortReceives { srq, cq, posted: 0, promised: 0, next: 0 });
+        }
+        let slots = config.slots.min(Immediate::SLOTS);
+        Ok(Self {
+            memory,
+            ports,
+            links: BTreeMap::new(),
+            asked: Vec::new(),
+            qps: Map::default(),
+            rooms: Vec::new(),
+            free_rooms: Vec::new(),
+            by_key: Map::default(),
+            slots: vec![(0, None); slots as usize],
+            free_slots: (0..slots as u16).collect(),
+            tombstones: Tombstones::new(config.tombstone),
+            timers: Timers::default(),
+            news: VecDeque::new(),
+            lease_until: Time::NEVER,
+            stats: EndStats::default(),
+            config,
+        })
+    }
+
+    /// A peer's facts: a link to it can be offered.
+    pub fn meet(&mut self, cx: &mut Cx<'_>, peer: InstanceId, pairing: Arc<Pairing>) {
+        if self.links.contains_key(&peer) {
+            return;
+        }
+        let mut link = Link::new(pairing);
+        match self.config.direction {
+            Direction::Push => link.needs = self.needs(&link),
+            Direction::Pull => link.rooms = self.rooms_with(peer),
+        }
+        let waiting = link.rooms.clone();
+        self.links.insert(peer, link);
+        for index in waiting {
+            self.show(cx, index);
+        }
+        if self.asked.contains(&peer) {
+            self.asked.retain(|other| *other != peer);
+            self.offer(cx, peer);
+        }
+    }
+
+    /// Posts receives until there are as many as are promised.
+    fn refill(&mut self, fabric: &mut dyn Fabric) {
+        for port in &mut self.ports {
+            if port.posted >= port.promised {
+                continue;
+            }
+            let count = (port.promised - port.posted).max(64).min(self.config.receive_depth - port.posted);
+            let Some(srq) = port.srq else { continue };
+            let recv = Recv { first: WrId(port.next), count, sges: &[] };
+            let posted = match fabric.post_srq_recv(srq, recv) {
+                Ok(()) => count,
+                Err(refused) => refused.at as u32,
+            };
+            port.posted += posted;
+            port.next += u64::from(posted);
+        }
+    }
+
+    /// Polls every completion that is there.
+    fn drain(&mut self, cx: &mut Cx<'_>) {
+        let mut batch = [Completion::default(); 16];
+        for port in 0..self.ports.len() {
+            loop {
+                let n = cx.fabric.poll(self.ports[port].cq, &mut batch);
+                for completion in &batch[..n] {
+                    self.received(cx, completion);
+                }
+                if n < batch.len() {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl End for Target {
+    fn memory(&self) -> &InstanceMemory {
+        &self.memory
+    }
+    fn set_lease(&mut self, until: Time) {
+        self.lease_until = until;
+    }
+    fn next_news(&mut self) -> Option<News> {
+        self.news.pop_front()
+    }
+    fn deadline(&self) -> Option<Time> {
+        self.timers.head()
+    }
+    fn knows(&self, peer: InstanceId) -> bool {
+        self.links.contains_key(&peer)
+    }
+    fn stats(&self) -> EndStats {
+        self.stats
+    }
+
+    fn held(&self) -> EndHeld {
+        EndHeld {
+            rooms: self.by_key.len() as u64,
+            slots: (self.slots.len() - self.free_slots.len()) as u64,
+            timers: self.timers.len() as u64,
+            queue_pairs: self.links.values().map(|link| link.qps.len() as u64).sum(),
+            receives: self.ports.iter().map(|port| u64::from(port.promised)).sum(),
+        }
+    }
+
+    fn wake(&mut self, cx: &mut Cx<'_>) {
+        while let Some(key) = self.timers.expired(cx.now) {
+            self.expired(cx, key);
+        }
+        if !self.config.rules.receive_credits {
+            self.refill(cx.fabric);
+        }
+    }
+
+    fn completions(&mut self, cx: &mut Cx<'_>, batch: &[Completion]) {
+        for completion in batch {
+            self.received(cx, completion);
+        }
+        if self.config.rules.receive_credits {
+            self.refill(cx.fabric);
+        }
+    }
+
+    fn event(&mut self, cx: &mut Cx<'_>, event: Event) {
+        match event {
+            Event::QpFatal(qp) => {
+                if let Some(&(peer, _)) = self.qps.get(&qp) {
+                    self.offer(cx, peer);
+                }
+            }
+            Event::CqOverrun(cq) => {
+                let port = self.ports.iter().position(|port| port.cq == cq);
+                let peers: Vec<_> = self
+                    .links
+                    .iter()
+                    .filter(|(_, link)| link.uses_port(port, &self.memory))
+                    .map(|(p, _)| *p)
+                    .collect();
+                for peer in peers {
+                    self.offer(cx, peer);
+                }
+            }
+            Event::SrqLimit(_) | Event::LastWqeReached(_) | Event::PortDown(_) | Event::PortUp(_) => {}
+        }
+    }
+
+    fn abandon(&mut self, cx: &mut Cx<'_>, reason: Reason) {
+        let keys: Vec<RoomKey> = self.rooms.iter().flatten().map(|room| room.spec.key).collect();
+        for key in keys {
+            self.fail(cx, key, reason, true);
+        }
+        let peers: Vec<InstanceId> = self.links.keys().copied().collect();
+        for peer in peers {
+            self.peer_gone(cx, peer);
+        }
+    }
+
+    fn close(&mut self, fabric: &mut dyn Fabric) -> Result<(), Error> {
+        while let Some((_, link)) = self.links.pop_first() {
+            for qp in &link.qps {
+                self.qps.remove(qp);
+                fabric.destroy_qp(*qp)?;
+            }
+        }
+        for port in self.ports.drain(..) {
+            if let Some(srq) = port.srq {
+                fabric.destroy_srq(srq)?;
+            }
+            fabric.destroy_cq(port.cq)?;
+        }
+        self.memory.close(fabric)
+    }
+
+    fn link(&mut self, cx: &mut Cx<'_>, peer: InstanceId, body: LinkBody) {
+        self.heard(cx, peer, body);
+    }
+
+    fn say_again(&mut self, cx: &mut Cx<'_>) {
+        // Page lists of live rooms go with the room's next Assign.
+        for peer in self.offered() {
+            self.offer(cx, peer);
+        }
+    }
+
+    fn reject_peer(&mut self, cx: &mut Cx<'_>, peer: InstanceId, reason: Reason, tell: bool) {
+        for key in self.keys_of(peer) {
+            self.fail(cx, key, reason, tell);
+        }
+    }
+
+    fn peer_gone(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        self.gone(cx, peer);
+    }
+}

@@ -1,0 +1,226 @@
+//! What only a target of WRITEs does: promises receives, and knows from immediates and seals what has come.
+
+use super::super::news::News;
+use super::super::pages::PageTable;
+use super::super::wire::{AUX_BYTES, Immediate, SEAL_BYTES, SLOT_BYTES, Seal};
+use super::link::Link;
+use super::parts::Source;
+use super::room::{Room, State};
+use super::{Target, TargetRoom};
+use crate::fabric::{Completion, Opcode};
+use crate::id::InstanceId;
+use crate::node::{Cx, Reason, Step};
+use crate::policy::Granularity;
+use crate::registry::RoomKey;
+use crate::time::Span;
+
+impl Target {
+    /// Immediates that each source rank may send to each destination rank.
+    fn credits(&self) -> (u16, u16) {
+        let per_rail = match self.config.granularity {
+            Granularity::Request => 1,
+            Granularity::Chunk | Granularity::LayerWise { .. } => self.config.parts_per_rail.max(1),
+        };
+        let rails = self.config.rail_policy.choose(0, self.config.rails).len() as u16;
+        let per_rail = per_rail.min(Immediate::PARTS as u16 / rails.max(1)).max(1);
+        (per_rail.saturating_mul(rails).min(Immediate::PARTS as u16), per_rail)
+    }
+
+    /// Receives that a room of a link needs, by DP group of this side and port.
+    pub(super) fn needs(&self, link: &Link) -> Vec<Vec<u32>> {
+        let (_, per_rail) = self.credits();
+        let groups = self.memory.layout().parallel().dp as u16;
+        let of_group = |group| {
+            let mut needs = vec![0; self.ports.len()];
+            for (f, feed) in link.pairing.feeds.iter().enumerate() {
+                for rail in self.config.rail_policy.choose(feed.nth, link.pairing.rails) {
+                    let wire = link.pairing.wire(groups, 0, group, f, rail);
+                    needs[link.port_of(wire, &self.memory).index()] += u32::from(per_rail);
+                }
+            }
+            needs
+        };
+        (0..groups).map(of_group).collect()
+    }
+
+    fn needs_of(&self, peer: InstanceId, group: u16) -> Option<&[u32]> {
+        self.links.get(&peer)?.needs.get(usize::from(group)).map(Vec::as_slice)
+    }
+
+    /// Whether a room could be opened now: the peer is known, a slot is free, and receives can be promised.
+    pub fn can_open(&self, peer: InstanceId, group: u16) -> bool {
+        let Some(needs) = self.needs_of(peer, group) else { return false };
+        let depth = self.config.receive_depth;
+        !self.free_slots.is_empty()
+            && self.ports.iter().zip(needs).all(|(port, need)| port.promised.saturating_add(*need) <= depth)
+    }
+
+    /// Whether a room of this peer and group can ever be opened; false only if its receives are more than a queue holds.
+    pub fn could_open(&self, peer: InstanceId, group: u16) -> bool {
+        !self.slots.is_empty()
+            && self
+                .needs_of(peer, group)
+                .is_none_or(|needs| needs.iter().all(|need| *need <= self.config.receive_depth))
+    }
+
+    /// Opens a room with these pages and publishes them. False, and nothing done, if it cannot be opened now.
+    pub fn open(&mut self, cx: &mut Cx<'_>, spec: TargetRoom, table: &PageTable) -> bool {
+        if self.knows_room(&spec.key) || !self.can_open(spec.peer, spec.group) {
+            return false;
+        }
+        let Some(needs) = self.needs_of(spec.peer, spec.group).map(<[u32]>::to_vec) else { return false };
+        let Some(slot) = self.free_slots.pop_front() else { return false };
+        for (port, need) in self.ports.iter_mut().zip(&needs) {
+            port.promised += need;
+        }
+        // Receives are credits: they stand posted before the pages are published.
+        if self.config.rules.receive_credits {
+            self.refill(cx.fabric);
+            if self.ports.iter().any(|port| port.posted < port.promised) {
+                // The device took fewer than were promised: not now.
+                for (port, need) in self.ports.iter_mut().zip(&needs) {
+                    port.promised -= need;
+                }
+                self.free_slots.push_front(slot);
+                return false;
+            }
+        }
+        let key = spec.key;
+        let Some(link) = self.links.get(&spec.peer) else { return false };
+        let pairing = &link.pairing;
+        let ranks: Vec<Vec<Source>> = pairing
+            .feeds_of
+            .iter()
+            .map(|feeds| pairing.feeds[feeds.clone()].iter().map(|feed| Source::new(feed.src)).collect())
+            .collect();
+        let generation = self.slots[usize::from(slot)].0;
+        let room = Room {
+            undone: ranks.iter().map(|sources| sources.len() as u32).sum(),
+            slot,
+            generation,
+            ranks,
+            promised: needs,
+            ..Room::new(spec)
+        };
+        let index = self.add(room);
+        self.slots[usize::from(slot)].1 = Some(index);
+        self.publish(&key, table);
+        let deadline = self.config.room_deadline;
+        self.timers.arm(key, cx.now + deadline);
+        if !self.config.rules.receive_credits {
+            // The mistake: receives follow some time after the page list.
+            self.timers.arm(key, cx.now + Span::ms(1));
+        }
+        true
+    }
+
+    /// Tells prefill where it wants a live room's KV.
+    pub fn publish(&mut self, key: &RoomKey, table: &PageTable) {
+        let (credits, _) = self.credits();
+        if let Some(index) = self.by_key.get(key).copied() {
+            self.list(index, table, credits);
+        }
+    }
+
+    /// A receive completed.
+    pub(super) fn received(&mut self, cx: &mut Cx<'_>, completion: &Completion) {
+        let Some((peer, wire)) = self.qps.get(&completion.qp).copied() else { return };
+        let Some(link) = self.links.get(&peer) else { return };
+        let port = link.port_of(wire, &self.memory).index();
+        let Ok(done) = completion.result else {
+            // This side posts nothing but receives, so a failed completion used one up.
+            self.ports[port].posted = self.ports[port].posted.saturating_sub(1);
+            return;
+        };
+        if done.opcode != Opcode::RecvWithImm && done.opcode != Opcode::Recv {
+            return;
+        }
+        self.ports[port].posted = self.ports[port].posted.saturating_sub(1);
+        let Some(imm) = done.imm.map(Immediate::from_u32) else { return };
+        let ends = link.pairing.wires[wire];
+        let feed = &link.pairing.feeds[usize::from(ends.feed)];
+        let (src, dst) = (feed.src, feed.dst);
+        let rules = self.config.rules;
+        let index = self.slots.get(usize::from(imm.slot)).and_then(|(_, room)| *room);
+        let room = index.and_then(|index| self.rooms[index as usize].as_mut());
+        let right = |room: &&mut Room| {
+            (!rules.slot_generation || room.generation == imm.generation)
+                && (!rules.sender_check || room.spec.peer == peer && room.spec.group == ends.dst_group)
+        };
+        let (Some(index), Some(room)) = (index, room.filter(right)) else {
+            self.stats.stale_immediates += 1;
+            return;
+        };
+        if let Some(left) = room.promised.get_mut(port).filter(|left| **left > 0) {
+            *left -= 1;
+            self.ports[port].promised -= 1;
+        }
+        let sources = room.ranks.get_mut(dst.index());
+        let Some(source) = sources.and_then(|sources| sources.iter_mut().find(|source| source.rank == src))
+        else {
+            self.stats.stale_immediates += 1;
+            return;
+        };
+        source.count = source.count.saturating_add(1);
+        if !source.seen.insert(imm.part) {
+            self.stats.repeated_parts += 1;
+        }
+        if source.done || room.state != State::Live {
+            return;
+        }
+        if source.seal.is_none() {
+            let memory = &self.memory.ranks[ends.dst.index()];
+            let at = u64::from(room.slot) * SLOT_BYTES + AUX_BYTES + u64::from(src.0) * SEAL_BYTES;
+            let mut bytes = [0; SEAL_BYTES as usize];
+            if cx.fabric.read(memory.aux.buf, at, &mut bytes).is_ok() {
+                source.seal = Seal::from_bytes(&bytes, room.spec.key).map(|seal| seal.parts);
+            }
+        }
+        let complete = match source.seal {
+            _ if !rules.seals => true,
+            Some(parts) if rules.parts_are_a_set => source.seen.is_all_of(parts),
+            Some(parts) => source.count >= parts,
+            None => false,
+        };
+        if complete {
+            source.done = true;
+            room.undone -= 1;
+            if room.undone == 0 {
+                self.decide(cx, index);
+            }
+        }
+    }
+
+    /// Everything is in: the outcome of this side, decided once for all of its ranks.
+    fn decide(&mut self, cx: &mut Cx<'_>, index: u32) {
+        let lease = !self.config.rules.lease || cx.now <= self.lease_until;
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        let key = room.spec.key;
+        if !lease {
+            self.fail(cx, key, Reason::LeaseLost, true);
+            return;
+        }
+        let (group, slot, request) = (room.spec.group, room.slot, room.spec.request);
+        let whole = self.memory.has_arrived(cx.fabric, group, slot, key, request);
+        if !whole {
+            // Every sealed part has been seen, so this cannot be while the rules hold: decode must not start on it.
+            self.stats.missing_aux += 1;
+            cx.out.record(request, Step::Corrupt);
+            self.fail(cx, key, Reason::Transfer, true);
+            return;
+        }
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        room.state = State::Success;
+        self.unpromise(index);
+        self.timers.cancel(key);
+        self.news.push_back(News::Success(key));
+    }
+
+    /// Returns what is left of a room's promised receives.
+    pub(super) fn unpromise(&mut self, index: u32) {
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        for (port, left) in self.ports.iter_mut().zip(&mut room.promised) {
+            port.promised -= std::mem::take(left);
+        }
+    }
+}
