@@ -144,7 +144,8 @@ pub trait Fabric: Send {
     fn destroy_srq(&mut self, srq: SrqId) -> Result<()>;
     /// Makes a queue pair (RC) in RESET.
     fn create_qp(&mut self, port: PortId, spec: QpSpec) -> Result<QpId>;
-    /// What a peer needs to connect to it. The first PSN is drawn anew at every step to INIT.
+    /// What a peer needs to connect to it. The first PSN is drawn anew at every step to INIT; after a step to RESET or ERR the
+    /// number may be another one too.
     fn endpoint(&self, qp: QpId) -> Result<Endpoint>;
     /// One state change; a refused one changes nothing. To ERR: everything outstanding completes flushed.
     /// To RESET: outstanding work and completions not yet polled are discarded.
