@@ -155,7 +155,8 @@ pub trait Fabric: Send {
     /// Destroys it; outstanding work and completions are discarded.
     fn destroy_qp(&mut self, qp: QpId) -> Result<()>;
 
-    /// Posts a chain with one doorbell. Legal in RTS; in ERR every request completes flushed.
+    /// Posts a chain with one doorbell. Legal in RTS; in ERR every request completes flushed. A full queue
+    /// refuses in ERR too; as the device empties it at the same time, when it has room again is a race.
     fn post_send(&mut self, qp: QpId, chain: &[Item<'_>]) -> Result<(), Refused>;
     /// Posts receives on a queue pair's own receive queue. Legal from INIT on.
     fn post_recv(&mut self, qp: QpId, recv: Recv<'_>) -> Result<(), Refused>;
