@@ -870,6 +870,52 @@ fn a_descriptor_wakes_at_the_next_completion() {
 // ---- fences ----
 
 /// A peer keeps writing; the target moves its end to ERR and takes its memory back. From then on no byte may change.
+/// One doorbell for 12 MiB: more than a software device works off before the call returns.
+fn long_transfer(rig: &mut Rig) {
+    let sges: Vec<_> = (0..4).map(|i| [rig.sge(0, i << 18, 1 << 18)]).collect();
+    let chain: Vec<_> = (0..48)
+        .map(|id| {
+            let remote = rig.remote(0, (id % 4) << 18);
+            let (op, flags, local) = (Op::Write, Flags::default(), &sges[id as usize % 4][..]);
+            Item::One(WorkRequest { id: WrId(id), op, flags, local, remote })
+        })
+        .collect();
+    rig.post(0, &chain).unwrap();
+}
+
+#[test]
+fn a_reset_in_the_middle_of_a_transfer_ends_it() {
+    for pair in pairs() {
+        let mut rig = Rig::unconnected(&pair, Spec::default());
+        rig.fill(0, 0, 1, SIZE as usize);
+        // Both orders, as each side may find out first.
+        for (round, first) in [1, 0, 1, 0, 1, 0].into_iter().enumerate() {
+            rig.connect();
+            long_transfer(&mut rig);
+            rig.sleep(Span::us(300 + 900 * round as u64));
+            rig.step(first, Step::Reset).unwrap();
+            rig.fill(1, 0, 2, SIZE as usize);
+            rig.step(1 - first, Step::Reset).unwrap();
+            if first == 0 {
+                // The target may have taken in what was under way until now.
+                rig.fill(1, 0, 2, SIZE as usize);
+            }
+            rig.sleep(Span::ms(10));
+            let bytes = rig.bytes(1, 0, SIZE as usize);
+            assert_eq!(bytes.iter().position(|b| *b != 2), None, "round {round}");
+            let mut done = [Completion::default(); 64];
+            let cq = rig.send_cqs[0];
+            assert_eq!(rig.f(0).poll(cq, &mut done), 0, "completions are discarded");
+        }
+        // The same queue pairs work again.
+        rig.connect();
+        rig.send(0, 7, Op::Write, 0, 4096, signaled());
+        let done = rig.sent(0, 1);
+        assert_eq!(short(&done), [(7, None)]);
+        assert_eq!(rig.bytes(1, 0, 4096), vec![1; 4096]);
+    }
+}
+
 #[test]
 fn nothing_arrives_at_a_fenced_target() {
     for pair in pairs() {
@@ -895,16 +941,7 @@ fn nothing_arrives_at_a_fenced_target() {
             let mut cut = 0;
             for round in 0..8u64 {
                 rig.connect();
-                // One doorbell for 12 MiB: more than a software device works off before the call returns.
-                let sges: Vec<_> = (0..4).map(|i| [rig.sge(0, i << 18, 1 << 18)]).collect();
-                let chain: Vec<_> = (0..48)
-                    .map(|id| {
-                        let remote = rig.remote(0, (id % 4) << 18);
-                        let (op, flags, local) = (Op::Write, Flags::default(), &sges[id as usize % 4][..]);
-                        Item::One(WorkRequest { id: WrId(id), op, flags, local, remote })
-                    })
-                    .collect();
-                rig.post(0, &chain).unwrap();
+                long_transfer(&mut rig);
                 rig.sleep(Span::us(200 + 700 * round));
                 rig.step(1, Step::Err).unwrap();
                 rig.fill(1, 0, 2, SIZE as usize);
