@@ -37,7 +37,7 @@
 //! through INIT to ERR again:
 //!
 //! - A NIC gets a RESET: its firmware answers when it is through with the queue pair.
-//! - Soft-RoCE gets a new queue pair in the place of the old one. Its RESET waits only for tasklets. Up to Linux 6.2 a packet that comes
+//! - Soft-RoCE gets a new queue pair in the place of the old one. Its RESET waits only for tasklets. In Linux 6.1 a packet that comes
 //!   in while none is queued runs the responder or the completer at once (rxe_resp.c, `rxe_resp_queue_pkt`; rxe_comp.c,
 //!   `rxe_comp_queue_pkt`), which `tasklet_disable` does not wait for, and `rxe_qp_reset` then runs the same code beside it: references
 //!   are given back twice (`refcount_t: underflow`), after which the queue pair never completes anything again. To destroy one is safe:
