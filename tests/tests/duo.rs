@@ -80,7 +80,7 @@ impl Duo {
             Layout::new(&model, DType::Bf16, Parallel::default(), 16, PageOrder::TokenMajor).unwrap();
         let mut memory = |host: usize, access| {
             let fabric = fabrics.host(host);
-            InstanceMemory::new(fabric, layout.clone(), Memory::Phantom, PAGES, config.slots, 2, access)
+            InstanceMemory::new(fabric, layout.clone(), Memory::Phantom, PAGES, config.slots, (2, &config.reach), access)
                 .unwrap()
         };
         let (src, dst) = (memory(0, Access::REMOTE_READ), memory(1, Access::REMOTE_WRITE));
@@ -92,6 +92,7 @@ impl Duo {
             &dst_facts,
             ReplicaChoice::ByDestination,
             config.rails,
+            &config.reach,
         );
         let pairing = Arc::new(pairing.unwrap());
         let sender = Initiator::new(config.clone(), src, fabrics.host(0), 8).unwrap();

@@ -105,6 +105,7 @@ fn link() -> impl Strategy<Value = LinkBody> {
             endpoints
         }),
         any::<u32>().prop_map(|offer| LinkBody::Ready { offer }),
+        any::<u32>().prop_map(|offer| LinkBody::Close { offer }),
         reason().prop_map(|reason| LinkBody::Refuse { reason }),
     ]
 }

@@ -1,6 +1,5 @@
 //! The initiator's end of a link: ask, offer, answer, ready. Connecting is reconnecting.
 
-use super::super::memory::InstanceMemory;
 use super::super::news::News;
 use super::super::pairing::Pairing;
 use super::Initiator;
@@ -77,6 +76,8 @@ pub(super) struct Link {
     pending: Option<Offer>,
     /// An offer was asked for, and neither it nor a refusal has come.
     asked: bool,
+    /// When a room of it last began or ended, by count.
+    used: u64,
 }
 
 impl Link {
@@ -94,6 +95,7 @@ impl Link {
             live: Vec::new(),
             pending: None,
             asked: false,
+            used: 0,
         }
     }
     pub(super) fn is_up(&self) -> bool {
@@ -102,11 +104,6 @@ impl Link {
     /// Whether a page list of this epoch is older than the last accepted offer, and its room not live there.
     pub(super) fn is_stale(&self, fence_epoch: u32, key: &RoomKey) -> bool {
         fence_epoch < self.fence_epoch && !self.live.contains(key)
-    }
-    /// The local port of a wire, also before there are queue pairs.
-    pub(super) fn port_of(&self, wire: usize, memory: &InstanceMemory) -> PortId {
-        let wire = &self.pairing.wires[wire];
-        memory.ranks[wire.src.index()].ports[usize::from(wire.rail)]
     }
 }
 
@@ -175,8 +172,70 @@ impl Initiator {
                 self.broken(cx, peer, false);
                 self.refuse(cx, peer);
             }
+            LinkBody::Close { offer } => {
+                if offer < link.accepted {
+                    return;
+                }
+                link.pending = link.pending.take().filter(|pending| pending.number > offer);
+                if link.rooms.is_empty() {
+                    self.scrap(cx, peer);
+                } else {
+                    self.broken(cx, peer, false);
+                    self.ask(peer);
+                }
+            }
             LinkBody::Ask { .. } | LinkBody::Answer { .. } => {}
         }
+    }
+
+    /// A room of a link begins.
+    pub(super) fn begin(&mut self, peer: InstanceId, room: u32) {
+        self.uses += 1;
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.rooms.push(room);
+            link.used = self.uses;
+        }
+    }
+
+    /// A room of a link has ended. Links that wait for queue pairs may have this one's.
+    pub(super) fn leave(&mut self, cx: &mut Cx<'_>, peer: InstanceId, room: u32) {
+        self.uses += 1;
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.rooms.retain(|other| *other != room);
+            link.used = self.uses;
+        }
+        self.feed(cx);
+    }
+
+    /// Answers offers that waited for queue pairs.
+    pub(super) fn feed(&mut self, cx: &mut Cx<'_>) {
+        if std::mem::take(&mut self.starved) {
+            let waits = |link: &Link| link.pending.is_some() && link.outstanding == 0;
+            let peers: Vec<_> = self.links.iter().filter(|(_, link)| waits(link)).map(|(p, _)| *p).collect();
+            for peer in peers {
+                self.answer(cx, peer);
+            }
+        }
+    }
+
+    /// Sees to it that a link can have its queue pairs under the cap, by taking those of links that nothing uses. None if it has to
+    /// wait; false if it never can.
+    fn make_room(&mut self, cx: &mut Cx<'_>, peer: InstanceId) -> Option<bool> {
+        let link = self.links.get(&peer)?;
+        let (all, missing) = (link.pairing.wires.len(), link.pairing.wires.len() - link.wires.len());
+        let most = self.config.max_queue_pairs as usize;
+        if all > most {
+            return Some(false);
+        }
+        while self.qps.len() + missing > most {
+            let idle = |link: &Link| link.rooms.is_empty() && link.outstanding == 0 && !link.wires.is_empty();
+            let candidates = self.links.iter().filter(|(other, link)| **other != peer && idle(link));
+            let (other, link) = candidates.min_by_key(|(_, link)| link.used)?;
+            let (other, offer) = (*other, link.heard);
+            self.scrap(cx, other);
+            self.news.push_back(News::Tell(Message::Link { peer: other, body: LinkBody::Close { offer } }));
+        }
+        Some(true)
     }
 
     /// The link may post again.
@@ -229,8 +288,20 @@ impl Initiator {
         if link.outstanding > 0 {
             return;
         }
-        let Some(offer) = link.pending.take() else { return };
-        let endpoints = match self.connect(cx.fabric, peer, &offer.endpoints, offer.reads) {
+        if link.pending.is_none() {
+            return;
+        }
+        let Some(fits) = self.make_room(cx, peer) else {
+            self.starved = true;
+            return;
+        };
+        let Some(offer) = self.links.get_mut(&peer).and_then(|link| link.pending.take()) else { return };
+        let connected = if fits {
+            self.connect(cx.fabric, peer, &offer.endpoints, offer.reads)
+        } else {
+            Err(Error::Unsupported("cap that holds the queue pairs of one link"))
+        };
+        let endpoints = match connected {
             Ok(endpoints) => endpoints,
             Err(_) => {
                 let body = LinkBody::Refuse { reason: Reason::Layout };
@@ -303,7 +374,7 @@ impl Initiator {
         let Some(link) = self.links.get_mut(&peer) else { return Err(Error::NoSuch("link")) };
         // All of them the first time, what is missing if that was refused half way.
         for index in link.wires.len()..link.pairing.wires.len() {
-            let port = link.port_of(index, &self.memory);
+            let port = link.pairing.wires[index].src_port;
             let cq = self.ports[port.index()].cq;
             let spec = QpSpec {
                 send_cq: cq,
@@ -327,6 +398,9 @@ impl Initiator {
         }
         let mut endpoints = Vec::with_capacity(link.wires.len());
         for (wire, theirs) in link.wires.iter().zip(theirs) {
+            if !fabric.reaches(wire.port, theirs) {
+                return Err(Error::Unsupported("path from this port to the peer's"));
+            }
             fabric.modify_qp(wire.qp, Step::Reset)?;
             fabric.modify_qp(wire.qp, Step::Init(Access::default()))?;
             endpoints.push(fabric.endpoint(wire.qp)?);

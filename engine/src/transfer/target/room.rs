@@ -98,8 +98,10 @@ impl Target {
                 (self.rooms.len() - 1) as u32
             }
         };
+        self.uses += 1;
         if let Some(link) = self.links.get_mut(&peer) {
             link.rooms.push(index);
+            link.used = self.uses;
         }
         self.rooms[index as usize] = Some(room);
         self.by_key.insert(key, index);
@@ -240,8 +242,10 @@ impl Target {
             *owner = None;
             self.free_slots.push_back(room.slot);
         }
+        self.uses += 1;
         if let Some(link) = self.links.get_mut(&room.spec.peer) {
             link.rooms.retain(|other| *other != index);
+            link.used = self.uses;
         }
         self.timers.cancel(key);
         self.by_key.remove(&key);
@@ -251,6 +255,7 @@ impl Target {
             self.over(key);
         }
         self.news.push_back(News::Released(key));
+        self.feed(cx);
     }
 
     /// Rooms of a link that are not ended, with the parts seen.
