@@ -80,8 +80,16 @@ impl Duo {
             Layout::new(&model, DType::Bf16, Parallel::default(), 16, PageOrder::TokenMajor).unwrap();
         let mut memory = |host: usize, access| {
             let fabric = fabrics.host(host);
-            InstanceMemory::new(fabric, layout.clone(), Memory::Phantom, PAGES, config.slots, (2, &config.reach), access)
-                .unwrap()
+            InstanceMemory::new(
+                fabric,
+                layout.clone(),
+                Memory::Phantom,
+                PAGES,
+                config.slots,
+                (2, &config.reach),
+                access,
+            )
+            .unwrap()
         };
         let (src, dst) = (memory(0, Access::REMOTE_READ), memory(1, Access::REMOTE_WRITE));
         let (src_facts, dst_facts) = (src.facts(), dst.facts());

@@ -424,6 +424,7 @@ mod tests {
             pages in (1u32..5, 1u32..5),
             orders: (bool, bool),
             rails in 1u16..4,
+            (ports, joined) in ((1usize..5, 1usize..5), prop::collection::vec((0u32..5, 0u32..5), 1..4)),
         ) {
             let model = presets::lookup(name).unwrap();
             let (src, dst) = (facts(&model, a, pages.0, orders.0), facts(&model, b, pages.1, orders.1));
@@ -452,6 +453,32 @@ mod tests {
                 }
             }
             prop_assert_eq!(seen.len(), pairing.wires.len());
+            // On whichever ports there are, only such as reach each other; and both directions see the same.
+            let (mut src, mut dst) = (src.clone(), dst.clone());
+            for (facts, count) in [(&mut src, ports.0), (&mut dst, ports.1)] {
+                facts.ranks.iter_mut().for_each(|rank| rank.aux.rkeys = vec![1; count]);
+            }
+            for reach in [Reach::Any, Reach::SameRail, Reach::Pairs(joined.into())] {
+                let there = |p: &PortId, count| p.index() < count;
+                match Pairing::new(&model, DType::Bf16, &src, &dst, ReplicaChoice::ByDestination, rails, &reach) {
+                    Ok(pairing) => {
+                        let fine = |w: &Wire| reach.joins(w.src_port, w.dst_port)
+                            && there(&w.src_port, ports.0) && there(&w.dst_port, ports.1);
+                        prop_assert!(pairing.wires.iter().all(fine));
+                        let mut ends: Vec<_> = pairing.wires.iter().map(|w| (w.src_port, w.dst_port)).collect();
+                        let mut back: Vec<_> =
+                            pairing.reversed().wires.iter().map(|w| (w.dst_port, w.src_port)).collect();
+                        ends.sort();
+                        back.sort();
+                        prop_assert_eq!(ends, back);
+                    }
+                    Err(error) => {
+                        prop_assert_eq!(error, PairingError::Unreachable(ports.0, ports.1));
+                        let all = (0..ports.0 as u32).flat_map(|a| (0..ports.1 as u32).map(move |b| (a, b)));
+                        prop_assert!(!all.into_iter().any(|(a, b)| reach.joins(PortId(a), PortId(b))));
+                    }
+                }
+            }
             // One aux row for each destination rank, from among its feeds; distinct senders.
             for (dst_rank, range) in pairing.feeds_of.iter().enumerate() {
                 let feeds = &pairing.feeds[range.clone()];
@@ -497,7 +524,8 @@ mod tests {
         let model = presets::lookup("tiny-gqa").unwrap();
         let good = facts(&model, Parallel::tp(4), 16, false);
         let new = |src: &Facts| {
-            Pairing::new(&model, DType::Bf16, src, &good, ReplicaChoice::ByDestination, 1, &Reach::Any).map(|_| ())
+            Pairing::new(&model, DType::Bf16, src, &good, ReplicaChoice::ByDestination, 1, &Reach::Any)
+                .map(|_| ())
         };
         assert_eq!(new(&good), Ok(()));
         let mut short = good.clone();

@@ -27,11 +27,7 @@ impl Reach {
 
     /// The two ports of a queue pair: as near to the wanted ones as can be, decode's being the first to give way. None where no port of the
     /// one host reaches a port of the other.
-    pub fn nearest(
-        &self,
-        wanted: (PortId, PortId),
-        ports: (usize, usize),
-    ) -> Option<(PortId, PortId)> {
+    pub fn nearest(&self, wanted: (PortId, PortId), ports: (usize, usize)) -> Option<(PortId, PortId)> {
         let from = |first: PortId, count: usize| {
             (0..count).map(move |step| PortId(((first.index() + step) % count) as u32))
         };

@@ -233,12 +233,8 @@ impl End for Target {
             }
             Event::CqOverrun(cq) => {
                 let port = self.ports.iter().position(|port| port.cq == cq);
-                let peers: Vec<_> = self
-                    .links
-                    .iter()
-                    .filter(|(_, link)| link.uses_port(port))
-                    .map(|(p, _)| *p)
-                    .collect();
+                let peers: Vec<_> =
+                    self.links.iter().filter(|(_, link)| link.uses_port(port)).map(|(p, _)| *p).collect();
                 for peer in peers {
                     self.offer(cx, peer);
                 }
