@@ -1,11 +1,12 @@
-//! From an experiment to a simulation: the one place that knows the simulator.
+//! From an experiment to its nodes, and to a simulation of them.
 //!
 //! A run has three phases. Nodes register their memory and join in a warm-up, which no report shows and whose end is time 0 of every
 //! other one: large pools take many seconds. Then requests arrive, and everything runs until each is final and nothing is held any more,
 //! or for `SETTLE` after the last one ended. Then all nodes leave, after which the fabric must be empty.
 
 mod cluster;
-mod collect;
+pub(crate) mod collect;
+pub(crate) mod nodes;
 
 use std::io::BufRead;
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use engine::time::{Span, Time};
 use sim::world::{AnyNode, World};
 
 use crate::compute::Profile;
-use crate::report::{Counters, Leaks, RunResult};
+use crate::report::{Counters, RunResult};
 use crate::spec::Spec;
 use crate::workload::{self, WorkloadError};
 use collect::Collector;
@@ -69,7 +70,7 @@ const LOOK: Span = Span::ms(500);
 /// The warm-up ends after this, whoever is there: a control channel that loses everything lets nobody join.
 const LONGEST_WARM_UP: Span = Span::s(600);
 /// Virtual time that rooms have to drain after the last request ended, beyond the drain timeout.
-const SETTLE: Span = Span::s(30);
+pub(crate) const SETTLE: Span = Span::s(30);
 /// Events between two looks at progress and quiescence.
 const STRIDE: u64 = 4096;
 
@@ -126,7 +127,9 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
             if !progress.update(run.ended(), requests.fraction(), sim) {
                 return Err(RunError::Interrupted);
             }
-            if next.is_none() && run.all_final() && (quiet(&world) || world.now().since(last_end) > patience)
+            if next.is_none()
+                && run.all_final()
+                && (nodes::quiet(&held(&world)) || world.now().since(last_end) > patience)
             {
                 break;
             }
@@ -135,15 +138,7 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
 
     let mut violations = Vec::new();
     let held = held(&world);
-    let leaks = Leaks {
-        rooms: held.rooms,
-        pages: held.pages,
-        slots: held.slots,
-        memory_regions: objects(&world).0.abs_diff(held.pool_memory_regions),
-        queue_pairs: objects(&world).1.abs_diff(held.pool_queue_pairs),
-        timers: held.timers,
-        receives: held.receives,
-    };
+    let leaks = nodes::leaks(&held, objects(&world).0, objects(&world).1);
     let digest = world.digest();
     let counters = Counters {
         bytes_moved: world.fabrics().counters().bytes,
@@ -161,11 +156,7 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
         world.step();
     }
     let (regions, queue_pairs, buffers) = objects(&world);
-    for (what, count) in [("memory regions", regions), ("queue pairs", queue_pairs), ("buffers", buffers)] {
-        if count > 0 {
-            violations.push(format!("{count} {what} are left after shutdown, must be 0"));
-        }
-    }
+    violations.extend(nodes::left(regions, queue_pairs, buffers));
     run.finish(&mut violations);
     Ok(RunResult {
         seed,
@@ -188,7 +179,7 @@ pub(crate) fn no_requests(path: &std::path::Path) -> String {
 }
 
 /// The longest that a prefill step can take.
-fn longest_step(spec: &Spec) -> Result<Span, RunError> {
+pub(crate) fn longest_step(spec: &Spec) -> Result<Span, RunError> {
     let context = spec.model().map_err(RunError::Input)?.context_len;
     let profile = Profile::load(&spec.compute.profile).map_err(|error| RunError::Input(error.to_string()))?;
     Ok(Span(profile.scaled(spec.compute.scale).prefill(spec.batch.prefill_tokens.min(context), context).0))
@@ -206,7 +197,7 @@ fn warm_up(world: &mut World, instances: usize) -> Result<Time, RunError> {
     loop {
         world.run_until(world.now() + LOOK);
         for node in 0..world.nodes() {
-            if let Some(why) = cluster::start_error(world.node(NodeId(node as u32))) {
+            if let Some(why) = nodes::start_error(world.node(NodeId(node as u32))) {
                 return Err(RunError::Input(why));
             }
         }
@@ -218,7 +209,7 @@ fn warm_up(world: &mut World, instances: usize) -> Result<Time, RunError> {
 }
 
 /// The next request of the workload, as the router sees it.
-fn take(
+pub(crate) fn take(
     requests: &mut dyn workload::Workload,
     zero: Time,
 ) -> Result<Option<(Time, engine::node::Request)>, RunError> {
@@ -236,18 +227,7 @@ fn take(
 
 /// What all nodes hold together.
 fn held(world: &World) -> Held {
-    let mut sum = Held::default();
-    for node in 0..world.nodes() {
-        let held = world.node(NodeId(node as u32)).held();
-        sum.rooms += held.rooms;
-        sum.pages += held.pages;
-        sum.slots += held.slots;
-        sum.pool_memory_regions += held.pool_memory_regions;
-        sum.pool_queue_pairs += held.pool_queue_pairs;
-        sum.timers += held.timers;
-        sum.receives += held.receives;
-    }
-    sum
+    nodes::sum((0..world.nodes()).map(|node| world.node(NodeId(node as u32)).held()))
 }
 
 /// Memory regions, queue pairs and buffers that the fabric has.
@@ -260,12 +240,6 @@ fn objects(world: &World) -> (u64, u64, u64) {
         sum.2 += objects.buffers as u64;
     }
     sum
-}
-
-/// Whether no node holds anything for a request.
-fn quiet(world: &World) -> bool {
-    let held = held(world);
-    held.rooms == 0 && held.pages == 0 && held.slots == 0 && held.timers == 0 && held.receives == 0
 }
 
 /// Runs bare flows (`start_s src dst bytes` a line) on a star of `hosts` hosts, and gives each flow's duration

@@ -8,7 +8,10 @@
 pub mod build;
 pub mod cli;
 pub mod compute;
+pub mod doctor;
 pub mod nic;
+pub mod perftest;
+mod processes;
 pub mod report;
 pub mod spec;
 pub mod workload;

@@ -9,6 +9,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("connectx-6-200g", include_str!("../nic/connectx-6-200g.yaml")),
     ("connectx-7-400g", include_str!("../nic/connectx-7-400g.yaml")),
     ("ideal", include_str!("../nic/ideal.yaml")),
+    ("soft-roce", include_str!("../nic/soft-roce.yaml")),
 ];
 
 /// Why there is no such profile.

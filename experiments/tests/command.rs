@@ -159,6 +159,21 @@ fn what_a_run_writes_can_be_run_again_and_gives_the_same_digest() {
     }
 }
 
+/// Real bytes, written by prefill or read by decode: the same KV moves, and is checked where it arrives.
+#[test]
+fn either_side_can_move_the_bytes() {
+    let moved = |direction: &str| {
+        let folder = scratch(direction);
+        let (set, out) = (format!("policy.direction={direction}"), folder.display().to_string());
+        let output = kvrail(&["run", "quickstart.yaml", "--quiet", "--set", &set, "--out", &out]);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        let rows = rows(&folder);
+        assert!(rows.iter().all(|row| row["state"] == "succeeded"));
+        rows.iter().map(|row| picos(row, "bytes")).sum::<u64>()
+    };
+    assert_eq!(moved("push"), moved("pull"));
+}
+
 /// Pools of 40 GiB take the NIC longer to register than many a run takes: that is no request's waiting time.
 #[test]
 fn requests_arrive_when_every_instance_is_there() {

@@ -347,7 +347,19 @@ fn rights_of_the_queue_pair_count_too() {
     rig.send(0, 1, Op::Read, 0, 64, signaled());
     rig.send(0, 2, Op::Write, 0, 64, signaled());
     rig.run();
-    assert_eq!(rig.sent(0), [(1, None), (2, Some(Status::RemAccess))]);
+    assert_eq!(rig.sent(0), [(1, None), (2, Some(Status::RemInvReq))], "an operation it does not take");
+}
+
+#[test]
+fn a_queue_pair_refuses_even_nothing_of_what_it_does_not_take() {
+    for inline in [false, true] {
+        let mut rig = Rig::new(PairSpec { access: Access::REMOTE_READ, ..PairSpec::default() });
+        let flags = Flags { inline, ..signaled() };
+        let request = WorkRequest { id: WrId(1), op: Op::Write, flags, local: &[], remote: (0, RKey(0)) };
+        rig.post(0, &[Item::One(request)]).unwrap();
+        rig.run();
+        assert_eq!(rig.sent(0), [(1, Some(Status::RemInvReq))]);
+    }
 }
 
 #[test]

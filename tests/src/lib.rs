@@ -1,1 +1,5 @@
-//! kvrail: `tests`.
+//! What tests that span crates share: the conformance suite of both fabrics, and clusters of real processes. The tests themselves are
+//! in `tests/`.
+
+pub mod cluster;
+pub mod conformance;

@@ -1,11 +1,13 @@
 //! Rules that the order of the control channel protects as well, shown on sender and receiver alone: a real sender, a real receiver and the
 //! simulated fabric between them, with messages that arrive when the story says so. This is what the protocol's model assumed, and what is
-//! left when a registry restarts in between.
+//! left when a registry restarts in between. In push the initiator is prefill and the target decode; pull, where it is the other way round, has
+//! the rules that are about the two ends of a link as well, and loses other things without them: what it reads from pages that are not the
+//! room's any more.
 
 use engine::fabric::{Access, Completion, Content, Extent, Fabric as _, LinkLayer, Memory};
 use engine::id::{InstanceId, Page, RequestId, Room};
 use engine::node::{Cx, Outbox, Reason, Request};
-use engine::policy::{RailPolicy, ReplicaChoice};
+use engine::policy::{Direction, RailPolicy, ReplicaChoice};
 use engine::registry::{LinkBody, Message, PageRun, Report, RoomKey};
 use engine::time::{Span, Time};
 use engine::transfer::{
@@ -26,15 +28,16 @@ const PAGES: u32 = 9;
 const TOKENS: u32 = 64;
 const MARK: u64 = 99;
 
-/// One prefill and one decode instance of one rank each, and what they say.
+/// One prefill and one decode instance of one rank each, and what they say. Host 0 is the initiator, host 1 the target.
 struct Duo {
+    direction: Direction,
     fabrics: Fabrics,
     queue: EventQueue<FabricEvent>,
     ready: Vec<Ready>,
     now: Time,
     sender: Initiator,
     receiver: Target,
-    /// Said by prefill, and by decode.
+    /// Said by the initiator, and by the target.
     said: [Vec<Message>; 2],
     news: Vec<News>,
     out: Outbox,
@@ -45,7 +48,7 @@ fn key(room: u64) -> RoomKey {
 }
 
 fn table(room: u64) -> PageTable {
-    // Rooms 0 and 1 have different source pages, and the same destination pages: they are never there at a time.
+    // Rooms 0 and 1 have different pages at the initiator, and the same at the target: they are never there at a time.
     PageTable::new(vec![PageRun { first: Page(1 + 4 * room as u32), count: 4 }])
 }
 
@@ -91,21 +94,25 @@ impl Duo {
             )
             .unwrap()
         };
-        let (src, dst) = (memory(0, Access::REMOTE_READ), memory(1, Access::REMOTE_WRITE));
+        let direction = config.direction;
+        let rights = match direction {
+            Direction::Push => (Access::REMOTE_READ, Access::REMOTE_WRITE),
+            Direction::Pull => (Access::LOCAL, Access::REMOTE_READ),
+        };
+        let (src, dst) = (memory(0, rights.0), memory(1, rights.1));
         let (src_facts, dst_facts) = (src.facts(), dst.facts());
-        let pairing = Pairing::new(
-            &model,
-            DType::Bf16,
-            &src_facts,
-            &dst_facts,
-            ReplicaChoice::ByDestination,
-            config.rails,
-            &config.reach,
-        );
-        let pairing = Arc::new(pairing.unwrap());
+        let pair = |prefill, decode| {
+            let replica = ReplicaChoice::ByDestination;
+            Pairing::new(&model, DType::Bf16, prefill, decode, replica, config.rails, &config.reach).unwrap()
+        };
+        let pairing = Arc::new(match direction {
+            Direction::Push => pair(&src_facts, &dst_facts),
+            Direction::Pull => pair(&dst_facts, &src_facts).reversed(),
+        });
         let sender = Initiator::new(config.clone(), src, fabrics.host(0), 8).unwrap();
         let receiver = Target::new(config, dst, fabrics.host(1), 8).unwrap();
         let mut duo = Self {
+            direction,
             fabrics,
             queue: EventQueue::new(),
             ready: Vec::new(),
@@ -124,7 +131,13 @@ impl Duo {
 
     /// Connected: asked, offered, answered, ready.
     fn connected(change: impl Fn(&mut Rules)) -> Self {
-        let mut duo = Self::new(|config| change(&mut config.rules));
+        Self::connected_to(Direction::Push, change)
+    }
+    fn connected_to(direction: Direction, change: impl Fn(&mut Rules)) -> Self {
+        let mut duo = Self::new(|config| {
+            config.direction = direction;
+            change(&mut config.rules);
+        });
         duo.talk();
         duo
     }
@@ -157,7 +170,7 @@ impl Duo {
         value
     }
 
-    /// The first message of a side (0: prefill, 1: decode) that `pick` names arrives at the other.
+    /// The first message of a side (0: initiator, 1: target) that `pick` names arrives at the other.
     fn arrives(&mut self, from: usize, pick: impl Fn(&Message) -> bool) {
         let at = self.said[from].iter().position(pick);
         let message = self.said[from].remove(at.expect("the message was said"));
@@ -169,6 +182,10 @@ impl Duo {
             (0, Message::Report { key, report }) => self.receiver(|r, cx| r.report(cx, key, report)),
             (0, Message::Abort { key, reason }) => self.receiver(|r, cx| r.abort(cx, key, reason, false)),
             (0, Message::Link { body, .. }) => self.receiver(|r, cx| r.link(cx, P, body)),
+            (1, Message::Produced { key, before, pieces, last }) => {
+                self.sender(|s, cx| s.told(cx, &key, before, &pieces, last));
+            }
+            (1, Message::Report { key, .. }) => self.sender(|s, cx| s.ended_there(cx, key)),
             (1, Message::Publish(list)) => self.sender(|s, cx| s.publish(cx, &list)),
             (1, Message::Abort { key, reason }) => self.sender(|s, cx| s.abort(cx, key, reason, false)),
             (1, Message::Link { body, .. }) => self.sender(|s, cx| s.link(cx, D, body)),
@@ -232,7 +249,7 @@ impl Duo {
         self.run(Span(0));
     }
 
-    /// The registry assigns a room to prefill.
+    /// The registry assigns a room to the initiator.
     fn assign(&mut self, room: u64) -> bool {
         let spec = InitiatorRoom {
             key: key(room),
@@ -243,25 +260,43 @@ impl Duo {
             tokens: TOKENS,
         };
         let opened = self.sender(|s, cx| s.open(cx, spec));
-        self.sender(|s, _| s.attach(&key(room), &table(room), 0));
+        match self.direction {
+            Direction::Push => self.sender(|s, _| s.attach(&key(room), &table(room), 0)),
+            Direction::Pull => {
+                self.sender(|s, cx| s.land(cx, &key(room), &table(room)));
+            }
+        }
         opened
     }
 
     /// Prefill has computed tokens of a room.
     fn computes(&mut self, room: u64, tokens: std::ops::Range<u32>, last: bool) {
+        if self.direction == Direction::Pull {
+            self.receiver(|r, cx| {
+                r.memory().stamp(cx.fabric, 0, &request(room), &table(0), tokens.clone(), 0..4).unwrap();
+                r.produced(cx, &key(room), tokens, 0..4, last);
+            });
+            return;
+        }
         self.sender(|s, cx| {
             s.memory().stamp(cx.fabric, 0, &request(room), &table(room), tokens.clone(), 0..4).unwrap();
             s.produced(cx, &key(room), tokens, 0..4, last);
         });
     }
 
-    /// Decode opens a room with its pages, and publishes them.
+    /// The target opens a room with its pages, and publishes them.
     fn opens(&mut self, room: u64) {
         let spec = TargetRoom { key: key(room), request: RequestId(room), peer: P, group: 0, tokens: TOKENS };
-        assert!(self.receiver(|r, cx| r.open(cx, spec, &table(0))));
+        let opened = match self.direction {
+            Direction::Push => self.receiver(|r, cx| r.open(cx, spec, &table(0))),
+            Direction::Pull => {
+                self.receiver(|r, cx| r.open_shown(cx, spec) && r.attach(cx, &key(room), &table(0), 0))
+            }
+        };
+        assert!(opened);
     }
 
-    /// A timer of decode for a room: it fails now, and later is fenced and freed.
+    /// A timer of the target for a room: it fails now, and later is fenced and freed.
     fn gives_up_and_frees(&mut self, room: u64) {
         self.receiver(|r, cx| r.abort(cx, key(room), Reason::Deadline, false));
         self.now += Span::s(6);
@@ -270,14 +305,14 @@ impl Duo {
         self.mark();
     }
 
-    /// Free destination pages hold a mark.
+    /// Free pages of the target hold a mark.
     fn mark(&mut self) {
         let pool = &self.receiver.memory().ranks[0].pools[0];
         let place = pages(&pool.grid);
         self.fabrics.host(1).stamp(pool.buf, &place.0, place.1).unwrap();
     }
 
-    /// Whether nobody wrote to the destination pages since.
+    /// Whether nobody wrote to them since.
     fn is_marked(&self) -> bool {
         let pool = &self.receiver.memory().ranks[0].pools[0];
         let place = pages(&pool.grid);
@@ -286,9 +321,18 @@ impl Duo {
 
     /// Whether decode has a room's KV in place.
     fn holds(&self, room: u64) -> bool {
+        if self.direction == Direction::Pull {
+            let (fabric, memory) = (self.fabrics.host_ref(0), self.sender.memory());
+            return memory.holds(fabric, 0, &request(room), &table(room), 0..TOKENS).unwrap();
+        }
         let fabric = self.fabrics.host_ref(1);
         self.receiver.memory().holds(fabric, 0, &request(room), &table(0), 0..TOKENS).unwrap()
     }
+}
+
+/// Pull: decode says Success, and does not have the room's KV.
+fn is_lost(t: &Duo, room: u64) -> bool {
+    t.news.contains(&News::Success(key(room))) && !t.holds(room)
 }
 
 fn pages(grid: &engine::fabric::Grid) -> (Extent, Content) {
@@ -308,6 +352,9 @@ fn is_ready(message: &Message) -> bool {
 }
 fn is_publish(message: &Message) -> bool {
     matches!(message, Message::Publish(_))
+}
+fn is_produced(message: &Message) -> bool {
+    matches!(message, Message::Produced { .. })
 }
 
 #[test]
@@ -495,4 +542,209 @@ fn parts_are_a_set() {
     };
     assert_eq!(story(true), (false, false));
     assert_eq!(story(false), (true, false), "Success without all data");
+}
+
+#[test]
+fn pull_nothing_goes_wrong_in_order() {
+    let mut t = Duo::connected_to(Direction::Pull, |_| {});
+    for room in 0..2 {
+        t.opens(room);
+        t.assign(room);
+        t.talk();
+        t.computes(room, 0..40, false);
+        t.talk();
+        t.computes(room, 40..TOKENS, true);
+        t.talk();
+        t.run(Span::ms(10));
+        assert!(t.news.contains(&News::Success(key(room))) && t.holds(room));
+        t.talk();
+        assert!(t.news.contains(&News::Released(key(room))), "prefill has its pages back");
+    }
+    assert_eq!((t.receiver.held().rooms, t.sender.held().rooms, t.receiver.stats().fences), (0, 0, 0));
+    assert_eq!((t.receiver.held().slots, t.sender.held().slots), (0, 0));
+}
+
+/// Prefill frees by fence what decode has the page list of, the abort is late: the offer must name who is live. Then comes the word that
+/// all of it can be read.
+#[test]
+fn pull_live_list() {
+    let story = |on: bool| {
+        let mut t = Duo::connected_to(Direction::Pull, |r| r.live_list = on);
+        t.assign(0);
+        t.opens(0);
+        t.computes(0, 0..TOKENS, true);
+        t.arrives(1, is_publish);
+        t.gives_up_and_frees(0);
+        t.arrives(1, is_offer);
+        t.arrives(0, is_answer);
+        t.arrives(1, is_ready);
+        t.arrives(1, is_produced);
+        t.run(Span::ms(10));
+        is_lost(&t, 0)
+    };
+    assert!(!story(true));
+    assert!(story(false), "Success with what the next owner has in the pages");
+}
+
+/// The page list itself arrives after the fence that freed its pages and the reconnect.
+#[test]
+fn pull_fence_epoch() {
+    let story = |on: bool| {
+        let mut t = Duo::connected_to(Direction::Pull, |r| r.fence_epoch = on);
+        t.assign(0);
+        t.opens(0);
+        t.computes(0, 0..TOKENS, true);
+        t.gives_up_and_frees(0);
+        t.arrives(1, is_offer);
+        t.arrives(0, is_answer);
+        t.arrives(1, is_ready);
+        t.arrives(1, is_publish);
+        t.arrives(1, is_produced);
+        t.run(Span::ms(10));
+        is_lost(&t, 0)
+    };
+    assert!(!story(true));
+    assert!(story(false), "Success with what the next owner has in the pages");
+}
+
+/// An offer that lists a room as live is under way when prefill frees the room.
+#[test]
+fn pull_fence_voids_offers() {
+    let story = |on: bool| {
+        let mut t = Duo::connected_to(Direction::Pull, |r| r.fence_voids_offers = on);
+        t.assign(0);
+        t.opens(0);
+        t.computes(0, 0..TOKENS, true);
+        t.talk();
+        t.fail_qp(0, 0);
+        t.run(Span::ms(1));
+        t.arrives(0, |m| matches!(m, Message::Link { body: LinkBody::Ask { .. }, .. }));
+        t.gives_up_and_frees(0);
+        t.arrives(1, is_offer);
+        t.arrives(0, is_answer);
+        if let Some(at) = t.said[1].iter().position(is_ready) {
+            let ready = t.said[1].remove(at);
+            t.hear(1, ready);
+        }
+        t.run(Span::ms(10));
+        is_lost(&t, 0)
+    };
+    assert!(!story(true));
+    assert!(story(false), "Success with what the next owner has in the pages");
+}
+
+/// An abort reaches decode before the room does, is answered with "none posted", and prefill frees for it. Then room and page list come.
+#[test]
+fn pull_tombstones() {
+    let story = |on: bool| {
+        let mut t = Duo::connected_to(Direction::Pull, |r| r.tombstones = on);
+        t.opens(0);
+        t.computes(0, 0..TOKENS, true);
+        t.receiver(|r, cx| r.abort(cx, key(0), Reason::Aborted, false));
+        t.sender(|s, cx| s.abort(cx, key(0), Reason::Aborted, false));
+        t.arrives(0, |m| {
+            *m == Message::Report { key: key(0), report: Report { delivered: false, clean: true } }
+        });
+        assert!(t.news.contains(&News::Released(key(0))), "freed without a fence");
+        t.mark();
+        t.assign(0);
+        t.arrives(1, is_publish);
+        t.arrives(1, is_produced);
+        t.run(Span::ms(10));
+        is_lost(&t, 0)
+    };
+    assert!(!story(true));
+    assert!(story(false), "Success with what the next owner has in the pages");
+}
+
+/// Decode gives up with READs that were flushed: one of them may still be under way, so that only a fence frees prefill's pages.
+#[test]
+fn pull_honest_report() {
+    let story = |on: bool| {
+        let mut t = Duo::connected_to(Direction::Pull, |r| r.honest_report = on);
+        t.assign(0);
+        t.opens(0);
+        t.computes(0, 0..TOKENS, true);
+        t.talk();
+        t.fail_qp(0, 0);
+        t.sender(|s, cx| s.abort(cx, key(0), Reason::Aborted, true));
+        t.run(Span::ms(1));
+        t.arrives(0, |m| matches!(m, Message::Report { .. }));
+        assert!(t.news.contains(&News::Released(key(0))));
+        t.receiver.stats().fences
+    };
+    assert_eq!(story(true), 1);
+    assert_eq!(story(false), 0, "pages are freed that a READ may still be served from");
+}
+
+/// READs are posted only when prefill's end can answer them.
+#[test]
+fn pull_ready_gate() {
+    let story = |on: bool| {
+        let mut t = Duo::new(|config| {
+            config.direction = Direction::Pull;
+            config.rules.ready_gate = on;
+        });
+        t.assign(0);
+        t.opens(0);
+        t.computes(0, 0..TOKENS, true);
+        while let Some(at) = t.said[1].iter().position(|m| !is_ready(m)) {
+            let message = t.said[1].remove(at);
+            t.hear(1, message);
+        }
+        t.arrives(0, |m| matches!(m, Message::Link { body: LinkBody::Ask { .. }, .. }));
+        t.arrives(1, is_offer);
+        // The answer takes its time.
+        t.run(Span::ms(1));
+        t.talk();
+        t.run(Span::ms(10));
+        let early = t.fabrics.counters().dropped;
+        t.run(Span::s(2));
+        t.talk();
+        t.run(Span::s(2));
+        assert!(t.holds(0));
+        early
+    };
+    assert_eq!(story(true), 0);
+    assert!(story(false) > 0, "requests are sent to an end that cannot take them");
+}
+
+/// What decode is told of a room is checked: pieces that lie outside, and a rest that is not all, end the room instead of a Success on part of
+/// it; what comes twice is passed over, and what comes too early is waited for.
+#[test]
+fn pull_pieces_are_checked() {
+    use engine::registry::Piece;
+    let piece = |tokens, layers| Piece { tokens, layers };
+    let story = |told: &[(u32, &[Piece], bool)]| {
+        let mut t = Duo::connected_to(Direction::Pull, |_| {});
+        t.assign(0);
+        t.opens(0);
+        t.computes(0, 0..TOKENS, true);
+        t.arrives(1, is_publish);
+        for (before, pieces, last) in told {
+            t.sender(|s, cx| s.told(cx, &key(0), *before, pieces, *last));
+        }
+        t.run(Span::ms(10));
+        (t.news.contains(&News::Success(key(0))), t.sender.held().rooms)
+    };
+    let halves = [piece(0..32, 0..4), piece(32..TOKENS, 0..4)];
+    assert_eq!(story(&[(0, &halves, true)]), (true, 0));
+    assert_eq!(story(&[(0, &halves[..1], false), (0, &halves, true)]), (true, 0));
+    assert_eq!(
+        story(&[(0, &halves[..1], false), (0, &halves[..1], false), (1, &halves[1..], true)]),
+        (true, 0)
+    );
+    assert_eq!(story(&[(0, &halves, false), (2, &[], true)]), (true, 0));
+    // A gap: the rest is told again.
+    assert_eq!(story(&[(1, &halves[1..], true)]), (false, 1));
+    assert_eq!(story(&[(1, &halves[1..], true), (0, &halves, true)]), (true, 0));
+    for wrong in [
+        &[halves[0].clone()][..],
+        &[],
+        &[piece(0..TOKENS + 1, 0..4)],
+        &[piece(0..TOKENS, 0..5)],
+        &[piece(0..TOKENS, 0..3)],
+    ] {
+        assert_eq!(story(&[(0, wrong, true)]), (false, 0), "{wrong:?}");
+    }
 }

@@ -46,3 +46,19 @@ fn mla_layer_wise_on_two_rails() {
     assert_eq!(play(build()).0, digest);
     assert_eq!(format!("{digest:016x}"), "f4b4d1ff546a70c2");
 }
+
+#[test]
+fn pull_tp4_to_tp2_in_chunks() {
+    let build = || {
+        Kit::pair()
+            .model("tiny-gqa")
+            .pull()
+            .prefill(|i| i.tp(4).page(16).batch(64))
+            .decode(|i| i.tp(2).page(64))
+    };
+    let (digest, bytes) = play(build());
+    // The same KV, and an aux row for each of two ranks; nobody seals.
+    assert_eq!(bytes, 494 * 4 * 2 * 8 * 16 * 2 + 4 * 2 * 64);
+    assert_eq!(play(build()).0, digest);
+    assert_eq!(format!("{digest:016x}"), "b584c74821e2c760");
+}

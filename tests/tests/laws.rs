@@ -1,4 +1,4 @@
-//! The invariants, on random layouts, loads, policies and faults. What a case breaks is printed with the case, which replays it.
+//! The invariants, on random layouts, loads, policies and faults, whichever side moves the bytes. What a case breaks is printed with the case, which replays it.
 
 mod common;
 
@@ -74,6 +74,7 @@ fn another_policy_or_seed_is_another_digest() {
         digest(|b| b.transfer(|t| t.granularity = Granularity::LayerWise { layers: 1 })),
         digest(|b| b.transfer(|t| t.window.bytes = 4096)),
         digest(|b| b.transfer(|t| t.order = OrderPolicy::ShortestRemaining)),
+        digest(Build::pull),
         digest(|b| b.transfer(|t| t.rails = 2)),
         digest(|b| b.transfer(|t| t.max_sge = 1).prefill(|i| i.scatter()).decode(|i| i.scatter())),
     ];

@@ -36,6 +36,7 @@ fn serve(mut t: Kit, requests: usize, at_once: usize, cap: u64) -> Kit {
             t.assert_finished(id);
         }
     }
+    assert!(t.run(), "comes to rest");
     t
 }
 
@@ -48,18 +49,17 @@ fn links_take_turns_where_the_cap_holds_one_of_them() {
 
 #[test]
 fn without_need_nothing_is_taken() {
-    let mut t = capped(2, 2, 2).build();
+    let mut t = capped(1, 2, 2).build();
+    let mut before = 0;
     for _ in 0..8 {
-        let id = t.request(50, 3);
+        let ids: Vec<_> = (0..3).map(|_| t.request(50, 3)).collect();
         assert!(t.run());
-        t.assert_finished(id);
+        ids.into_iter().for_each(|id| t.assert_finished(id));
+        let all: u64 = nodes(&t).into_iter().map(|node| held(&t, node)).sum();
+        assert!(all >= before, "{all} queue pairs after {before}");
+        before = all;
     }
-    let all = nodes(&t);
-    assert!(
-        all.iter().all(|node| held(&t, *node) == 2),
-        "{:?}",
-        all.iter().map(|n| held(&t, *n)).collect::<Vec<_>>()
-    );
+    assert_eq!(before, 4, "each of the two links has one at each end");
     t.assert_clean();
 }
 

@@ -13,8 +13,25 @@ pub trait Device: Fabric {
     /// Descriptors that become readable with a completion on an armed queue or an asynchronous event.
     fn descriptors(&self) -> &[RawFd];
     /// Takes in what made descriptors readable, so that they no longer are; never blocks. Asynchronous events then wait
-    /// in [`Fabric::next_event`].
+    /// in [`Fabric::next_event`], and come there in no other way: a driver that polls without sleeping calls this now and then, too.
     fn wake(&mut self);
+    /// What exists on it now. After shutdown everything must be zero.
+    fn objects(&self) -> Objects;
+}
+
+/// Objects that exist on a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// Buffers.
+    pub buffers: usize,
+    /// Memory registrations.
+    pub memory_regions: usize,
+    /// Queue pairs.
+    pub queue_pairs: usize,
+    /// Completion queues.
+    pub completion_queues: usize,
+    /// Shared receive queues.
+    pub shared_receive_queues: usize,
 }
 
 impl Device for Absent {
@@ -28,6 +45,9 @@ impl Device for Absent {
         &[]
     }
     fn wake(&mut self) {}
+    fn objects(&self) -> Objects {
+        Objects::default()
+    }
 }
 
 /// Which address of a RoCE port's table is used.

@@ -12,6 +12,7 @@
 //! 9 to 11, as implemented by Linux (drivers/infiniband) and documented in the libibverbs manual pages.
 
 mod absent;
+pub mod bytes;
 mod completion;
 mod device;
 mod duo;
@@ -23,7 +24,7 @@ mod work;
 
 pub use absent::Absent;
 pub use completion::{Completion, Done, Event, Failed, Opcode, Status};
-pub use device::{Device, DeviceConfig, GidChoice, Reach};
+pub use device::{Device, DeviceConfig, GidChoice, Objects, Reach};
 pub use duo::Duo;
 pub use memory::{Access, Content, Extent, Grid, Memory, Mr};
 pub use qp::{
@@ -70,6 +71,20 @@ pub enum Error {
     /// This fabric has no such kind of memory or operation.
     #[error("this fabric has no {0}")]
     Unsupported(&'static str),
+    /// The operating system or the device's driver refused.
+    #[error("{call}: {}{}{advice}", os(*.errno), if .advice.is_empty() { "" } else { "; " })]
+    System {
+        /// What was called.
+        call: &'static str,
+        /// Its error number.
+        errno: i32,
+        /// What usually mends it; empty if nothing does.
+        advice: &'static str,
+    },
+}
+
+fn os(errno: i32) -> std::io::Error {
+    std::io::Error::from_raw_os_error(errno)
 }
 
 /// The answer of a fabric call.

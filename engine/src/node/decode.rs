@@ -11,6 +11,7 @@ use crate::time::Time;
 use crate::transfer::{InitiatorRoom, InstanceMemory, News, PagePool, PageTable, Sink, TargetRoom};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -203,7 +204,7 @@ impl DecodeNode {
             Message::FactsOf { instance, facts: Some(facts) } => {
                 let own = sink.end().memory().facts();
                 match pair(&self.config, &facts, &own) {
-                    Ok(pairing) => sink.meet(cx, instance, facts, pairing),
+                    Ok(pairing) => sink.meet(cx, instance, &Arc::new(*facts), pairing),
                     Err(_) => {
                         // Asked again for the next room, which fails as fast.
                         self.peers.forget(instance);

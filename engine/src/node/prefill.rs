@@ -109,6 +109,11 @@ impl PrefillNode {
         self.jobs.contains(key)
     }
 
+    /// The pages of a room and their DP group, once it has pages.
+    pub fn pages(&self, key: &RoomKey) -> Option<(u16, &PageTable)> {
+        self.jobs.get(key).map(|job| (job.group, &job.table))
+    }
+
     fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {
         let memory = self.config.memory(cx.fabric, Access::REMOTE_READ)?;
         let facts = self.config.facts(&memory);

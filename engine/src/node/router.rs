@@ -68,6 +68,11 @@ impl RouterNode {
         }
     }
 
+    /// Instances that it knows and that are not gone: prefill, decode.
+    pub fn instances(&self) -> (usize, usize) {
+        (self.prefill.len(), self.decode.len())
+    }
+
     fn side(&mut self, role: Role) -> Option<&mut Vec<Candidate>> {
         match role {
             Role::Prefill => Some(&mut self.prefill),

@@ -52,10 +52,10 @@ impl Sink {
     }
 
     /// A peer's facts.
-    pub fn meet(&mut self, cx: &mut Cx<'_>, peer: InstanceId, facts: Box<Facts>, pairing: Arc<Pairing>) {
+    pub fn meet(&mut self, cx: &mut Cx<'_>, peer: InstanceId, facts: &Arc<Facts>, pairing: Arc<Pairing>) {
         match self {
             Self::Push(end) => end.meet(cx, peer, pairing),
-            Self::Pull(end) => end.meet(cx, peer, Arc::new(*facts), pairing),
+            Self::Pull(end) => end.meet(cx, peer, facts.clone(), pairing),
         }
     }
 

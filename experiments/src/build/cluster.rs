@@ -1,26 +1,19 @@
-//! Hosts, network and nodes of an experiment.
+//! Hosts and network of a simulated experiment, with its nodes on them.
 
 use std::sync::Arc;
 
-use engine::fabric::{LinkLayer, Memory, Rts};
+use engine::fabric::{LinkLayer, Memory};
 use engine::id::{NodeId, PortId};
-use engine::node::{
-    self, Chunk, Compute, DecodeNode, Estimate, InstanceConfig, PrefillNode, RouterConfig, RouterNode,
-};
-use engine::policy;
-use engine::registry::{Registry, RegistryConfig, SessionConfig};
-use engine::time::{Span, Time};
-use engine::transfer::{Rules, TransferConfig};
-use models::Picos;
+use engine::time::Time;
 use sim::control::ControlConfig;
 use sim::fabric::{Fabrics, HostSpec, PortSpec};
 use sim::net::{LeafSpine, Topology};
-use sim::world::{AnyNode, Fault, World};
+use sim::world::{Fault, World};
 
 use super::RunError;
-use crate::compute::Profile;
+use super::nodes::{Nodes, ROUTER, input, instances, places, span};
 use crate::nic;
-use crate::spec::{Admission, Granularity, MemorySpec, Order, Rails, Replica, Routing, Spec, TopologySpec};
+use crate::spec::{MemorySpec, Spec, TopologySpec};
 
 /// A world that is ready to start.
 pub(super) struct Cluster {
@@ -30,41 +23,17 @@ pub(super) struct Cluster {
     pub(super) instances: (Vec<NodeId>, Vec<NodeId>),
 }
 
-/// A measured profile as nodes ask it.
-struct Measured(Profile);
-
-impl Compute for Measured {
-    fn prefill(&self, chunks: &[Chunk]) -> Estimate {
-        let (ps, extrapolated) = self.0.prefill_step(chunks.iter().map(|chunk| (chunk.new, chunk.context)));
-        Estimate { span: Span(ps), extrapolated }
-    }
-    fn decode(&self, batch: u32, context: u64) -> Estimate {
-        let (ps, extrapolated) = self.0.decode(batch, context);
-        Estimate { span: Span(ps), extrapolated }
-    }
-}
-
-fn span(picos: Picos) -> Span {
-    Span(picos.0)
-}
-
-fn input(error: impl std::fmt::Display) -> RunError {
-    RunError::Input(error.to_string())
-}
-
 /// Builds everything that a seed of an experiment needs.
 pub(super) fn build(spec: &Spec, seed: u64) -> Result<Cluster, RunError> {
-    let model = spec.model().map_err(RunError::Input)?;
     let nic = nic::load(&spec.cluster.nic).map_err(|error| input(format!("cluster.nic: {error}")))?;
-    let compute = Profile::load(&spec.compute.profile).map_err(input)?.scaled(spec.compute.scale);
     let bits_per_s = spec.cluster.link.map_or(nic.rate.bits_per_s(), |link| link.bits_per_sec());
-    let sides = [(&spec.cluster.prefill, true), (&spec.cluster.decode, false)];
+    let sides = [&spec.cluster.prefill, &spec.cluster.decode];
 
     // Registry and router have hosts without ports.
     let nic = Arc::new(nic);
     let bare = || HostSpec { ports: Vec::new(), nic: nic.clone() };
     let mut hosts = vec![bare(), bare()];
-    for (side, _) in sides {
+    for side in sides {
         let ports = spec.ports(side);
         for _ in 0..side.instances {
             let port = |p| PortSpec {
@@ -80,74 +49,15 @@ pub(super) fn build(spec: &Spec, seed: u64) -> Result<Cluster, RunError> {
     let topology = topology(spec, &hosts, bits_per_s as f64 / 1e9)?;
     let fabrics = Fabrics::new(hosts, topology, seed).map_err(input)?;
 
-    let session = SessionConfig {
-        ack_delay: span(spec.transfer.ack_delay),
-        retransmit: span(spec.transfer.retransmit),
-        ..SessionConfig::default()
+    let maker = Nodes::new(spec)?;
+    let memory = match spec.cluster.memory {
+        MemorySpec::Bytes => Memory::Host,
+        MemorySpec::Phantom => Memory::Phantom,
     };
-    let transfer = transfer(spec);
-    let registry = RegistryConfig {
-        lease: span(spec.transfer.lease),
-        session,
-        tombstone: span(spec.transfer.lease) * 3,
-        recovery: span(spec.transfer.lease),
-        ..RegistryConfig::default()
-    };
-    let router = RouterConfig {
-        routing: match spec.policy.routing {
-            Routing::RoundRobin => policy::RoutingPolicy::RoundRobin,
-            Routing::LeastLoaded => policy::RoutingPolicy::LeastLoaded,
-        },
-        session,
-        life: 1,
-        context_len: model.context_len,
-        request_deadline: transfer.room_deadline * 4,
-        patience: transfer.room_deadline,
-    };
-    let mut nodes = vec![
-        (AnyNode::Registry(Registry::new(1, registry)), 0),
-        (AnyNode::Router(RouterNode::new(router)), 1),
-    ];
-    let mut instances = (Vec::new(), Vec::new());
-    for (side, is_prefill) in sides {
-        let layout = side.layout(&model, spec.dtype).map_err(input)?;
-        let config = InstanceConfig {
-            model: model.clone(),
-            dtype: spec.dtype,
-            parallel: side.parallel(),
-            page_size: side.page_size,
-            order: side.page_order,
-            // Page 0 is padding and comes on top.
-            pages: side.pages(&layout).saturating_add(1),
-            scatter: side.scatter,
-            memory: match spec.cluster.memory {
-                MemorySpec::Bytes => Memory::Host,
-                MemorySpec::Phantom => Memory::Phantom,
-            },
-            transfer: transfer.clone(),
-            session,
-            life: 1,
-            batch: if is_prefill { spec.batch.prefill_tokens } else { spec.batch.decode_requests },
-            prefix_cache: spec.batch.prefix_cache,
-            admission: match spec.policy.admission {
-                Admission::Reserve => node::Admission::Reserve,
-                Admission::OnDemand => node::Admission::OnDemand,
-            },
-            peers: if is_prefill { spec.cluster.decode.instances } else { spec.cluster.prefill.instances },
-        };
-        for _ in 0..side.instances {
-            let compute = Box::new(Measured(compute.clone()));
-            let id = NodeId(nodes.len() as u32);
-            let host = nodes.len();
-            if is_prefill {
-                instances.0.push(id);
-                nodes.push((AnyNode::Prefill(PrefillNode::new(config.clone(), compute)), host));
-            } else {
-                instances.1.push(id);
-                nodes.push((AnyNode::Decode(DecodeNode::new(config.clone(), compute)), host));
-            }
-        }
-    }
+    let places = places(spec);
+    // Each on a host of its own, in the same order.
+    let nodes =
+        places.iter().enumerate().map(|(host, place)| (maker.node(*place, 1, memory), host)).collect();
     let control = ControlConfig {
         latency: span(spec.control.latency),
         jitter: span(spec.control.jitter),
@@ -160,7 +70,7 @@ pub(super) fn build(spec: &Spec, seed: u64) -> Result<Cluster, RunError> {
         queue: spec.control.queue as usize,
     };
     let world = World::new(fabrics, nodes, control, seed);
-    Ok(Cluster { world, router: NodeId(1), instances })
+    Ok(Cluster { world, router: ROUTER, instances: instances(&places) })
 }
 
 /// Faults happen so long after `zero`.
@@ -212,59 +122,4 @@ fn topology(spec: &Spec, hosts: &[HostSpec], gbps: f64) -> Result<Topology, RunE
         }
     }
     Ok(topology)
-}
-
-fn transfer(spec: &Spec) -> TransferConfig {
-    let t = &spec.transfer;
-    TransferConfig {
-        rails: u16::try_from(t.queue_pairs).unwrap_or(u16::MAX),
-        rail_policy: match spec.policy.rails {
-            Rails::Pinned => policy::RailPolicy::Pinned,
-            Rails::Striped => policy::RailPolicy::Striped,
-        },
-        replica: match spec.policy.replica {
-            Replica::ByDestination => policy::ReplicaChoice::ByDestination,
-        },
-        granularity: match spec.policy.granularity {
-            Granularity::Request => policy::Granularity::Request,
-            Granularity::Chunk => policy::Granularity::Chunk,
-            Granularity::LayerWise { layers } => policy::Granularity::LayerWise { layers },
-        },
-        order: match spec.policy.order {
-            Order::Fifo => policy::OrderPolicy::Fifo,
-            Order::ShortestRemaining => policy::OrderPolicy::ShortestRemaining,
-        },
-        window: policy::Window {
-            bytes: spec.policy.window.bytes.0,
-            requests: spec.policy.window.requests.into(),
-            signal_every: t.signal_every,
-        },
-        send_depth: t.send_depth,
-        max_sge: u16::try_from(t.max_sge).unwrap_or(u16::MAX),
-        parts_per_rail: u16::try_from(t.parts).unwrap_or(u16::MAX),
-        receive_depth: t.receive_depth,
-        slots: t.slots,
-        retries: t.reposts,
-        rts: Rts {
-            timeout: t.ack_timeout,
-            retry_cnt: t.retries,
-            rnr_retry: t.rnr_retries,
-            max_rd_atomic: 16,
-        },
-        transfer_deadline: span(t.transfer_timeout),
-        room_deadline: span(t.room_timeout),
-        drain_deadline: span(t.drain_timeout),
-        verify: spec.verify,
-        rules: Rules::default(),
-        ..TransferConfig::default()
-    }
-}
-
-/// Why a node could not start.
-pub(super) fn start_error(node: &AnyNode) -> Option<String> {
-    match node {
-        AnyNode::Prefill(node) => node.error().map(|error| format!("cluster.prefill: {error}")),
-        AnyNode::Decode(node) => node.error().map(|error| format!("cluster.decode: {error}")),
-        AnyNode::Registry(_) | AnyNode::Router(_) => None,
-    }
 }

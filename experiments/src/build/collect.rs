@@ -9,9 +9,11 @@ use sim::world::Stamped;
 use crate::report::{Outcome, RequestRecord};
 
 /// Rows in the making.
-pub(super) struct Collector {
+pub(crate) struct Collector {
     rows: Vec<RequestRecord>,
     ends: Vec<u8>,
+    /// By row: whether the router has sent it to instances.
+    routed: Vec<bool>,
     index: Map<u64, usize>,
     nodes: (Vec<NodeId>, Vec<NodeId>),
     /// When the warm-up ended.
@@ -22,10 +24,11 @@ pub(super) struct Collector {
 }
 
 impl Collector {
-    pub(super) fn new(nodes: (Vec<NodeId>, Vec<NodeId>), zero: Time) -> Self {
+    pub(crate) fn new(nodes: (Vec<NodeId>, Vec<NodeId>), zero: Time) -> Self {
         Self {
             rows: Vec::new(),
             ends: Vec::new(),
+            routed: Vec::new(),
             index: Map::default(),
             nodes,
             zero,
@@ -36,9 +39,10 @@ impl Collector {
     }
 
     /// A request reached the router.
-    pub(super) fn arrived(&mut self, at: Time, request: &Request) {
+    pub(crate) fn arrived(&mut self, at: Time, request: &Request) {
         self.index.insert(request.id.0, self.rows.len());
         self.ends.push(0);
+        self.routed.push(false);
         self.rows.push(RequestRecord {
             id: request.id.0,
             tenant: request.tenant,
@@ -50,7 +54,7 @@ impl Collector {
     }
 
     /// Takes records in. When the last of the requests that became final did so.
-    pub(super) fn take(&mut self, records: impl Iterator<Item = Stamped>) -> Option<Time> {
+    pub(crate) fn take(&mut self, records: impl Iterator<Item = Stamped>) -> Option<Time> {
         let mut last = None;
         for stamped in records {
             let before = self.ended;
@@ -59,9 +63,12 @@ impl Collector {
             let row = &mut self.rows[index];
             match stamped.record.step {
                 Step::Routed { .. } => {
-                    // A request that was sent back begins anew; what was seen of the first try stays.
-                    row.transfer_start = None;
-                    row.success = None;
+                    // A request that was sent back begins anew; what was seen of the first try stays. (The first time nothing was
+                    // there to forget, or word of it overtook this.)
+                    if std::mem::replace(&mut self.routed[index], true) {
+                        row.transfer_start = None;
+                        row.success = None;
+                    }
                 }
                 Step::PrefillStart { cached } => {
                     row.prefill_start = Some(at);
@@ -108,18 +115,32 @@ impl Collector {
         self.ended += 1;
     }
 
+    /// Ends what is not final: nobody is left who could.
+    pub(crate) fn give_up(&mut self, why: &str) {
+        for index in 0..self.rows.len() {
+            if self.ends[index] == 0 {
+                self.end(index, Outcome::Failed(why.to_owned()));
+            }
+        }
+    }
+
     /// Requests that are final.
-    pub(super) fn ended(&self) -> u64 {
+    pub(crate) fn ended(&self) -> u64 {
         self.ended
     }
 
+    /// The part of the requests that arrived which is final, 0 to 1.
+    pub(crate) fn share(&self) -> f64 {
+        if self.rows.is_empty() { 0.0 } else { self.ended as f64 / self.rows.len() as f64 }
+    }
+
     /// Whether all that arrived are.
-    pub(super) fn all_final(&self) -> bool {
+    pub(crate) fn all_final(&self) -> bool {
         self.ended == self.rows.len() as u64
     }
 
     /// What the records say that must not be.
-    pub(super) fn finish(&self, violations: &mut Vec<String>) {
+    pub(crate) fn finish(&self, violations: &mut Vec<String>) {
         let open = self.rows.len() as u64 - self.ended;
         for (count, what) in [
             (open, "requests did not reach a final state"),
@@ -132,7 +153,7 @@ impl Collector {
         }
     }
 
-    pub(super) fn into_requests(self) -> Vec<RequestRecord> {
+    pub(crate) fn into_requests(self) -> Vec<RequestRecord> {
         self.rows
     }
 }

@@ -4,17 +4,23 @@
 //! an expectation does not hold, 2 bad input, 3 the environment lacks something, 130 interrupted.
 
 mod check;
+mod doctor;
 mod flows;
 mod interrupt;
+mod measured;
 mod models;
+mod node;
+mod perftest;
 mod progress;
+mod registry;
 mod run;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use ::models::Picos;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::build::RunError;
 
@@ -43,6 +49,8 @@ pub mod status {
                   kvrail run experiments/quickstart.yaml\n  \
                   kvrail run experiments/mooncake.yaml --set workload.path=conversation_trace.jsonl --out out/a\n  \
                   kvrail check experiments/quickstart.yaml --set cluster.decode.tp=8\n  \
+                  kvrail run experiments/quickstart.yaml --fabric verbs\n  \
+                  kvrail doctor\n  \
                   kvrail models"
 )]
 struct Cli {
@@ -54,12 +62,20 @@ struct Cli {
 enum Command {
     /// Run an experiment and write its report
     Run(RunArgs),
+    /// Run one node of an experiment in this process, on real devices
+    Node(NodeArgs),
+    /// Run the registry, which the nodes of a real cluster meet at
+    Registry(RegistryArgs),
     /// Check an experiment and its workload without running it
     Check(CheckArgs),
     /// Run bare flows on a star of hosts
     Flows(FlowsArgs),
+    /// Say whether experiments could run on RDMA devices here, and what is missing
+    Doctor(DoctorArgs),
     /// List the model presets with their bytes of KV per token
     Models(ModelsArgs),
+    /// Measure bandwidth or latency of single operations, on a simulated NIC or a real device
+    Perftest(perftest::PerftestArgs),
 }
 
 #[derive(Args)]
@@ -69,7 +85,9 @@ ready to run again), summary.json, requests.csv.\n\nExamples:\n  \
 kvrail run experiments/quickstart.yaml\n  \
 kvrail run experiments/quickstart.yaml --set policy.order=shortest-remaining --seed 7 --out out/srf\n  \
 kvrail run experiments/mooncake.yaml --set workload.path=conversation_trace.jsonl --set 'seeds=[1,2,3,4]' --threads 2\n  \
-kvrail run experiments/mooncake.yaml --set 'workload.arrival={gamma: {rate: 8, cv: 2}}' --set workload.limit=500"
+kvrail run experiments/mooncake.yaml --set 'workload.arrival={gamma: {rate: 8, cv: 2}}' --set workload.limit=500\n  \
+kvrail run experiments/quickstart.yaml --fabric verbs --set 'verbs.prefill.devices=[mlx5_0]' --set 'verbs.decode.devices=[mlx5_1]'\n  \
+kvrail run experiments/quickstart.yaml --fabric verbs --external --collect 'tcp://*:5556'"
 )]
 struct RunArgs {
     /// The experiment
@@ -91,6 +109,92 @@ struct RunArgs {
     /// Neither table nor progress: only errors
     #[arg(long)]
     quiet: bool,
+    /// What the nodes run on: `sim` is the simulator, `verbs` real RDMA devices, with registry and nodes as processes of this host
+    #[arg(long, value_enum, default_value_t = FabricArg::Sim)]
+    fabric: FabricArg,
+    /// verbs: start no process; nodes come by themselves (`kvrail node --collect`)
+    #[arg(long)]
+    external: bool,
+    /// verbs: where nodes find this process [default: a free port of 127.0.0.1; needed with --external]
+    #[arg(long, value_name = "tcp://HOST:PORT")]
+    collect: Option<String>,
+    /// verbs: how long nodes may take to come, in seconds
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    patience: u32,
+}
+
+/// What nodes run on.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FabricArg {
+    Sim,
+    Verbs,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "The name may be left out where srun or mpirun give a rank: rank 0 is the router, then come the prefill and the \
+decode instances. See docs/cluster.md.\n\nExamples:\n  \
+kvrail node experiment.yaml --name prefill-0 --registry tcp://head:5555\n  \
+srun -n 5 kvrail node experiment.yaml --registry tcp://head:5555 --collect tcp://head:5556"
+)]
+struct NodeArgs {
+    /// The experiment
+    #[arg(value_name = "FILE.yaml")]
+    file: PathBuf,
+    /// Which of its nodes: router, prefill-0, decode-0 and so on [default: by the rank that a launcher gave]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Where the registry is
+    #[arg(long, value_name = "tcp://HOST:PORT")]
+    registry: String,
+    /// Where the measuring process is (`kvrail run --external`); without one the router begins when all instances have joined
+    #[arg(long, value_name = "tcp://HOST:PORT")]
+    collect: Option<String>,
+    /// Replace one value, as in `kvrail run`
+    #[arg(long = "set", value_name = "A.B.C=VALUE")]
+    sets: Vec<String>,
+    /// Run with this seed instead of that of the file
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Frames that may wait to be sent, or to be taken
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u16).range(1..))]
+    queue: u16,
+    /// Only errors
+    #[arg(long)]
+    quiet: bool,
+    /// End when standard input does
+    #[arg(long)]
+    tied: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Prints the address that it is bound to.\n\nExamples:\n  \
+kvrail registry --bind tcp://0.0.0.0:5555\n  kvrail registry experiment.yaml --bind 'tcp://*:5555' --lease 5s")]
+struct RegistryArgs {
+    /// Where to listen; port `*` is any free one
+    #[arg(long, value_name = "tcp://HOST:PORT")]
+    bind: String,
+    /// The experiment that lease and timers are taken from [default: theirs]
+    #[arg(value_name = "FILE.yaml")]
+    file: Option<PathBuf>,
+    /// Replace one value, as in `kvrail run`
+    #[arg(long = "set", value_name = "A.B.C=VALUE")]
+    sets: Vec<String>,
+    /// Silence after which a node is gone, such as 10s; the same as the nodes' `transfer.lease`
+    #[arg(long, value_name = "TIME")]
+    lease: Option<Picos>,
+    /// Where the measuring process is, if it is to count messages
+    #[arg(long, value_name = "tcp://HOST:PORT")]
+    collect: Option<String>,
+    /// Frames that may wait to be sent to, or taken from, one node
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u16).range(1..))]
+    queue: u16,
+    /// Only errors, and the address
+    #[arg(long)]
+    quiet: bool,
+    /// End when standard input does
+    #[arg(long)]
+    tied: bool,
 }
 
 #[derive(Args)]
@@ -130,6 +234,26 @@ struct FlowsArgs {
     /// Where to write the durations, one a line in seconds with 9 decimals [default: standard output]
     #[arg(long, value_name = "FCT")]
     out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Exit status: 0 usable, 3 not (what is missing is printed).\n\nExamples:\n  kvrail doctor\n  \
+kvrail doctor experiments/quickstart.yaml --json"
+)]
+struct DoctorArgs {
+    /// An experiment whose settings count [default: those of an empty one]
+    #[arg(value_name = "FILE.yaml")]
+    file: Option<PathBuf>,
+    /// Replace one value, as in `kvrail run`
+    #[arg(long = "set", value_name = "A.B.C=VALUE")]
+    sets: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Look at the sys, proc, dev and usr in this folder: a copy of another host's
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
 }
 
 #[derive(Args)]
@@ -184,9 +308,13 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Node(args) => node::node(&args),
+        Command::Registry(args) => registry::registry(&args),
         Command::Check(args) => check::check(&args),
         Command::Flows(args) => flows::flows(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
         Command::Models(args) => models::models(&args),
+        Command::Perftest(args) => perftest::perftest(&args),
     };
     match done {
         Ok(()) => ExitCode::from(status::DONE),

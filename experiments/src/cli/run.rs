@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::progress::Meter;
-use super::{Failure, RunArgs, interrupt, print, status};
+use super::{FabricArg, Failure, RunArgs, interrupt, measured, print, status};
 use crate::build::{self, Progress, RunError};
 use crate::report::{Checked, Outcome, RunResult, Summary, check, table, write_requests};
 use crate::spec::Spec;
@@ -20,6 +20,14 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
         spec = spec.with_seed(seed);
     }
     let folder = args.out.clone().unwrap_or_else(|| Path::new("out").join(file_name(&spec.name)));
+    if args.fabric == FabricArg::Verbs {
+        return measured::run(args, &spec, &folder);
+    }
+    for (given, option) in [(args.external, "--external"), (args.collect.is_some(), "--collect")] {
+        if given {
+            return Err(Failure::input(format!("{option} is for real devices: give --fabric verbs too")));
+        }
+    }
     // Written before the run, so that hours of work do not end at a folder that cannot be written.
     prepare(&folder, &spec)?;
     interrupt::catch();
@@ -50,13 +58,13 @@ fn file_name(name: &str) -> String {
     if clean.is_empty() { "experiment".to_owned() } else { clean.to_owned() }
 }
 
-fn prepare(folder: &Path, spec: &Spec) -> Result<(), Failure> {
+pub(super) fn prepare(folder: &Path, spec: &Spec) -> Result<(), Failure> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| Failure::from(RunError::Write { path, source })
     };
     fs::create_dir_all(folder).map_err(failed(folder))?;
-    for stale in ["summary.json", "requests.csv"] {
+    for stale in ["summary.json", "requests.csv", "simulated.json"] {
         // What a run that did not end would leave beside another experiment.
         let path = folder.join(stale);
         if path.exists() {
@@ -68,7 +76,7 @@ fn prepare(folder: &Path, spec: &Spec) -> Result<(), Failure> {
     fs::write(&path, text).map_err(failed(&path))
 }
 
-fn write(folder: &Path, summary: &Summary, runs: &[RunResult]) -> Result<(), Failure> {
+pub(super) fn write(folder: &Path, summary: &Summary, runs: &[RunResult]) -> Result<(), Failure> {
     let failed = |path: &PathBuf, source| Failure::from(RunError::Write { path: path.clone(), source });
     let path = folder.join("requests.csv");
     let file = File::create(&path).map_err(|source| failed(&path, source))?;
@@ -80,7 +88,12 @@ fn write(folder: &Path, summary: &Summary, runs: &[RunResult]) -> Result<(), Fai
 }
 
 /// Runs every seed, several at a time. The results are in the order of the seeds, whatever the threads.
-fn all_seeds<F>(spec: &Spec, threads: usize, meter: &Meter, simulate: F) -> Result<Vec<RunResult>, Failure>
+pub(super) fn all_seeds<F>(
+    spec: &Spec,
+    threads: usize,
+    meter: &Meter,
+    simulate: F,
+) -> Result<Vec<RunResult>, Failure>
 where
     F: Fn(&Spec, u64, &dyn Progress) -> Result<RunResult, RunError> + Sync,
 {
@@ -131,7 +144,7 @@ where
 }
 
 /// Why requests failed or were rejected, the most frequent first.
-fn reasons(runs: &[RunResult]) -> Vec<(String, u64)> {
+pub(super) fn reasons(runs: &[RunResult]) -> Vec<(String, u64)> {
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for request in runs.iter().flat_map(|run| &run.requests) {
         if request.outcome != Outcome::Succeeded {
@@ -145,7 +158,7 @@ fn reasons(runs: &[RunResult]) -> Vec<(String, u64)> {
 }
 
 /// Whether everything held that must, and what did not.
-fn verdict(summary: &Summary, runs: &[RunResult], checked: &[Checked]) -> Result<(), Failure> {
+pub(super) fn verdict(summary: &Summary, runs: &[RunResult], checked: &[Checked]) -> Result<(), Failure> {
     let mut out = String::new();
     for run in runs {
         for violation in &run.violations {

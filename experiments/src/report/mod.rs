@@ -12,4 +12,4 @@ pub use result::{Counters, Leaks, Outcome, RequestRecord, RunResult};
 pub use rows::write_requests;
 pub use stats::Stats;
 pub use summary::{Digest, RequestCounts, SloShare, Summary};
-pub use table::table;
+pub use table::{beside, table};

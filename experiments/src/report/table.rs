@@ -56,15 +56,7 @@ pub fn table(summary: &Summary) -> String {
         summary.rnr_naks,
         count(summary.extrapolated)
     );
-    let leaked: Vec<String> = summary
-        .leaks
-        .named()
-        .iter()
-        .filter(|(_, n)| *n > 0)
-        .map(|(name, n)| format!("{n} {}", name.replace('_', " ")))
-        .collect();
-    let leaked = if leaked.is_empty() { "none".to_owned() } else { leaked.join(", ") };
-    let _ = writeln!(out, "{:<22}{leaked}", "leaks");
+    let _ = writeln!(out, "{:<22}{}", "leaks", leaked(summary));
     let rate = summary.events as f64 / summary.wall_seconds.max(1e-9);
     let _ = writeln!(
         out,
@@ -79,6 +71,69 @@ pub fn table(summary: &Summary) -> String {
         let _ = writeln!(out, "{:<22}{digest:016x} (seed {seed})", "digest");
     }
     out
+}
+
+/// A measured run beside the simulation of the same experiment with NIC profile `nic`.
+#[must_use]
+pub fn beside(simulated: &Summary, nic: &str, measured: &Summary) -> String {
+    let mut out = String::new();
+    let r = &measured.requests;
+    let _ = writeln!(
+        out,
+        "{}: {} requests: {} succeeded, {} failed, {} rejected",
+        measured.name, r.total, r.succeeded, r.failed, r.rejected
+    );
+    let _ = writeln!(out, "{:<22}{:<36}measured", "", format!("simulated ({nic})"));
+    let head = format!("{:>10}{:>10}{:>10}", "p50", "p90", "p99");
+    let _ = writeln!(out, "{:<16}{head}{:<6}{head}", "ms", "");
+    for (name, s, m) in [
+        ("TTFT", &simulated.ttft_ms, &measured.ttft_ms),
+        ("TPOT", &simulated.tpot_ms, &measured.tpot_ms),
+        ("transfer", &simulated.transfer_ms, &measured.transfer_ms),
+        ("exposed transfer", &simulated.exposed_transfer_ms, &measured.exposed_transfer_ms),
+    ] {
+        let _ = writeln!(
+            out,
+            "{name:<16}{:>10.3}{:>10.3}{:>10.3}{:<6}{:>10.3}{:>10.3}{:>10.3}",
+            s.p50, s.p90, s.p99, "", m.p50, m.p90, m.p99
+        );
+    }
+    for (name, s, m) in [
+        ("moved", bytes(simulated.bytes_moved), bytes(measured.bytes_moved)),
+        ("work requests", count(simulated.work_requests), count(measured.work_requests)),
+        ("registry", count(simulated.registry_messages), count(measured.registry_messages)),
+    ] {
+        let _ = writeln!(out, "{name:<16}{s:>30}{:<6}{m:>30}", "");
+    }
+    if let Some(slo) = &measured.slo {
+        let _ = writeln!(
+            out,
+            "{:<22}TTFT {:.1} %, TPOT {:.1} %, both {:.1} % of requests",
+            "within SLO",
+            slo.ttft * 100.0,
+            slo.tpot * 100.0,
+            slo.both * 100.0
+        );
+    }
+    let _ = writeln!(out, "{:<22}{}", "leaks", leaked(measured));
+    let _ = writeln!(
+        out,
+        "{:<22}{:.3} s, {:.3} s with start and end",
+        "time", measured.sim_seconds, measured.wall_seconds
+    );
+    out
+}
+
+/// What is left over, in words.
+fn leaked(summary: &Summary) -> String {
+    let leaked: Vec<String> = summary
+        .leaks
+        .named()
+        .iter()
+        .filter(|(_, n)| *n > 0)
+        .map(|(name, n)| format!("{n} {}", name.replace('_', " ")))
+        .collect();
+    if leaked.is_empty() { "none".to_owned() } else { leaked.join(", ") }
 }
 
 /// Whole number with thousands apart.

@@ -73,19 +73,27 @@ pub struct TransferSpec {
     /// Retries after an RNR NAK, 0 to 6 (7 would mean for ever).
     #[serde(deserialize_with = "field::rnr_retries")]
     pub rnr_retries: u8,
+    /// Code of the wait that an RNR NAK asks for, 0 to 31 (InfiniBand spec, table 45): 12 is 0.64 ms, 0 is 655.36 ms.
+    #[serde(deserialize_with = "field::rnr_timer")]
+    pub min_rnr_timer: u8,
+    /// READs and atomics that a queue pair has outstanding, and answers, at a time.
+    #[serde(deserialize_with = "field::rd_atomic")]
+    pub max_rd_atomic: u8,
     /// How often a part that an error of another room flushed is posted again before its room fails.
     pub reposts: u32,
-    /// Parts that a source rank may send to a destination rank for one request on one rail: decode holds receives for them.
+    /// Parts that a source rank may send to a destination rank for one request on one rail: decode holds receives for them. In pull: how often
+    /// prefill tells decode that more of a request's KV is there.
     #[serde(deserialize_with = "field::parts")]
     pub parts: u32,
-    /// Aux slots of a rank: requests that a decode instance can have in transfer or generating.
+    /// Aux slots of a rank: requests that a decode instance can have in transfer or generating; in pull, that a prefill instance can have
+    /// published and decode not read.
     #[serde(deserialize_with = "field::count")]
     pub slots: u32,
     /// A room that has not ended after this time fails.
     pub room_timeout: Picos,
     /// A room whose KV is all there to send fails after this time.
     pub transfer_timeout: Picos,
-    /// An aborted room whose initiator has not reported "drained" after this time is fenced.
+    /// An aborted room whose initiator (prefill; in pull decode) has not reported "drained" after this time is fenced.
     pub drain_timeout: Picos,
     /// How long an acknowledgement waits for a message to ride on.
     pub ack_delay: Picos,
@@ -106,6 +114,8 @@ impl Default for TransferSpec {
             ack_timeout: 14,
             retries: 7,
             rnr_retries: 6,
+            min_rnr_timer: 12,
+            max_rd_atomic: 16,
             reposts: 3,
             parts: 16,
             slots: 512,
@@ -131,6 +141,8 @@ const fn us(us: u64) -> Picos {
 pub struct PolicySpec {
     /// Which prefill and which decode instance a request goes to.
     pub routing: Routing,
+    /// Whether prefill writes KV to decode, or decode reads it from prefill.
+    pub direction: Direction,
     /// Whose parts are posted next on a port.
     pub order: Order,
     /// How much of a request is sent at once.
@@ -149,6 +161,7 @@ impl Default for PolicySpec {
     fn default() -> Self {
         PolicySpec {
             routing: Routing::LeastLoaded,
+            direction: Direction::Push,
             order: Order::Fifo,
             granularity: Granularity::Chunk,
             rails: Rails::Pinned,
@@ -167,6 +180,16 @@ pub enum Routing {
     RoundRobin,
     /// The one with the least waiting work.
     LeastLoaded,
+}
+
+/// Whether prefill writes KV to decode, or decode reads it from prefill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// Prefill WRITEs, as soon as KV is there and decode has pages for it.
+    Push,
+    /// Decode READs, when it has pages and is told that KV is there. Prefill holds its pages until then.
+    Pull,
 }
 
 /// Whose parts are posted next on a port.

@@ -73,6 +73,46 @@ pub(crate) fn rnr_retries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     whole(deserializer, "a retry count from 0 to 6 (7 means for ever)", 0, 6).map(|v| v as u8)
 }
 
+/// A code of the RNR NAK timer: 5 bits.
+pub(crate) fn rnr_timer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    whole(deserializer, "an RNR NAK timer code from 0 to 31", 0, 31).map(|v| v as u8)
+}
+
+/// A field of 8 bits.
+pub(crate) fn byte<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    whole(deserializer, "a whole number from 0 to 255", 0, 255).map(|v| v as u8)
+}
+
+/// A field of 8 bits that may be left out.
+pub(crate) fn optional_byte<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {
+    byte(deserializer).map(Some)
+}
+
+/// A DSCP: 6 bits (RFC 2474).
+pub(crate) fn dscp<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {
+    whole(deserializer, "a DSCP from 0 to 63", 0, 63).map(|v| Some(v as u8))
+}
+
+/// An InfiniBand service level: 4 bits.
+pub(crate) fn service_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    whole(deserializer, "a service level from 0 to 15", 0, 15).map(|v| v as u8)
+}
+
+/// An index into a table of partition keys.
+pub(crate) fn pkey_index<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    whole(deserializer, "an index from 0 to 65535", 0, 65_535).map(|v| v as u16)
+}
+
+/// A hop limit; 0 would reach nobody.
+pub(crate) fn hop_limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    whole(deserializer, "a hop limit from 1 to 255", 1, 255).map(|v| v as u8)
+}
+
+/// READs and atomics of a queue pair.
+pub(crate) fn rd_atomic<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    whole(deserializer, "a whole number from 1 to 255", 1, 255).map(|v| v as u8)
+}
+
 /// A list of lengths.
 pub(crate) fn token_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
     let values = Vec::<u32>::deserialize(deserializer)?;

@@ -12,6 +12,7 @@ pub(crate) mod field;
 mod locate;
 mod set;
 mod validate;
+mod verbs;
 pub mod workload;
 pub mod yaml;
 
@@ -27,13 +28,14 @@ use crate::compute;
 pub use checks::{Bound, FaultSpec, LinkDown, QueuePairError, SloSpec};
 pub use cluster::{Capacity, ClusterSpec, MAX_PAGES, MemorySpec, SideSpec, TopologySpec};
 pub use engine::{
-    Admission, BatchSpec, ComputeSpec, ControlSpec, Granularity, Order, PolicySpec, Rails, Replica, Routing,
-    TransferSpec, WindowSpec,
+    Admission, BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, Order, PolicySpec, Rails,
+    Replica, Routing, TransferSpec, WindowSpec,
 };
 pub use error::{Place, SpecError};
 pub(crate) use error::{nearest, rephrase};
 pub use locate::Segment;
 pub use set::{Override, SetError};
+pub use verbs::{Network, ReachSpec, VerbsMemory, VerbsSideSpec, VerbsSpec};
 pub use workload::WorkloadSpec;
 
 /// An experiment.
@@ -73,6 +75,8 @@ pub struct Spec {
     /// What values of `summary.json` must be, by their path in it, such as `requests.failed: 0` or
     /// `ttft_ms.p99: {max: 500}`. The run exits with status 1 when one does not hold.
     pub expect: BTreeMap<String, Bound>,
+    /// Real devices.
+    pub verbs: VerbsSpec,
     /// Compare the KV that arrived with what was sent, request by request.
     pub verify: bool,
 }
@@ -95,6 +99,7 @@ impl Default for Spec {
             slo: SloSpec::default(),
             faults: Vec::new(),
             expect: BTreeMap::new(),
+            verbs: VerbsSpec::default(),
             verify: true,
         }
     }
@@ -200,7 +205,8 @@ impl Spec {
         if let Some(found) = self.workload.path.as_deref().and_then(beside) {
             self.workload.path = Some(found);
         }
-        for name in [&mut self.model, &mut self.cluster.nic, &mut self.compute.profile] {
+        let names = [&mut self.model, &mut self.cluster.nic, &mut self.compute.profile];
+        for name in names.into_iter().chain(&mut self.verbs.simulate_as) {
             if is_path(name)
                 && let Some(found) = beside(Path::new(name.as_str()))
             {

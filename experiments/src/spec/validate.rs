@@ -7,7 +7,7 @@ use models::{ByteSize, Layout, Model, Picos, Relation, config, presets};
 use super::engine::AUTO;
 use super::locate::Segment;
 use super::workload::Length;
-use super::{Granularity, MemorySpec, Rails, SideSpec, Spec, TopologySpec, is_path, nearest};
+use super::{Direction, Granularity, MemorySpec, Rails, SideSpec, Spec, TopologySpec, is_path, nearest};
 use crate::compute::{self, Profile};
 use crate::{nic, report};
 
@@ -71,6 +71,12 @@ impl Spec {
         Profile::load(&self.compute.profile).or_else(|error| wrong("compute.profile", error))?;
         self.lengths()?;
         self.faults()?;
+        if let Some((key, problem)) = self.verbs.problem() {
+            return wrong(&format!("verbs.{key}"), problem);
+        }
+        if let Some(name) = &self.verbs.simulate_as {
+            nic::load(name).or_else(|error| wrong("verbs.simulate_as", error))?;
+        }
         for path in self.expect.keys() {
             if let Err(problem) = report::value_path(path) {
                 return Err((vec![Segment::Key("expect".to_owned()), Segment::Key(path.clone())], problem));
@@ -122,9 +128,12 @@ impl Spec {
         Ok(())
     }
 
-    /// Decode posts as many receives as the parts that a request may have, before it publishes pages: more than a receive queue holds
+    /// In push decode posts as many receives as the parts that a request may have, before it publishes pages: more than a receive queue holds
     /// would never be posted, and no request would ever start.
     fn credits(&self, relation: &Relation) -> Result<(), Problem> {
+        if self.policy.direction == Direction::Pull {
+            return Ok(());
+        }
         let feeds = (0..relation.dst_ranks()).map(|rank| relation.feeds(rank).len()).max().unwrap_or(1);
         let parts = match self.policy.granularity {
             Granularity::Request => 1,
@@ -149,6 +158,7 @@ impl Spec {
         for (key, value, most) in [
             ("transfer.send_depth", self.transfer.send_depth, nic.max_qp_wr),
             ("transfer.max_sge", self.transfer.max_sge, nic.max_sge),
+            ("transfer.max_rd_atomic", self.transfer.max_rd_atomic.into(), nic.max_rd_atomic.into()),
         ] {
             if value > most {
                 return wrong(key, format!("{value} is more than the {most} of {}", nic.name));

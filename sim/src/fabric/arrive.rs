@@ -52,6 +52,10 @@ impl Fabrics {
         };
         let answered = segment.kind.answered();
         let back = self.hosts[host as usize].nic.ack.0 + place.back;
+        let mistakes = self.hosts[host as usize].mistakes;
+        if mistakes.immediate_before_data && segment.imm.is_some() && !segment.announced {
+            return self.announce(host, id, number, (there, target), now, q);
+        }
         let verdict = if segment.executed && segment.kind != Kind::Read {
             Ok(())
         } else {
@@ -113,6 +117,32 @@ impl Fabrics {
         }
     }
 
+    /// [`Mistakes::immediate_before_data`](super::Mistakes): the receive completes, and the message arrives once more later.
+    fn announce(
+        &mut self,
+        host: u32,
+        id: QpId,
+        number: u64,
+        (there, target): (u32, QpId),
+        now: Time,
+        q: &mut impl Schedule,
+    ) {
+        let own = &mut self.hosts[host as usize];
+        let Some(qp) = own.qp(id) else { return };
+        let epoch = qp.epoch;
+        let Some(segment) = qp.segment(number) else { return };
+        segment.announced = true;
+        let segment = *segment;
+        if let Some(qp) = own.qp_ref(id)
+            && segment.kind == Kind::Write
+        {
+            let bytes = host::last_bytes(qp, &segment);
+            self.touch(there, now);
+            self.receive(there, target, &segment, bytes, now, q);
+        }
+        q.at(now + Span::us(20), FabricEvent(Inner::Arrive { host, qp: id, epoch, number }));
+    }
+
     /// The responder's side of a segment that arrived whole.
     #[allow(clippy::too_many_arguments)]
     fn work(
@@ -125,7 +155,8 @@ impl Fabrics {
         now: Time,
         q: &mut impl Schedule,
     ) -> Result<(), Refusal> {
-        let consumes = segment.kind == Kind::Send || segment.imm.is_some();
+        let announced = segment.announced && segment.kind == Kind::Write;
+        let consumes = segment.kind == Kind::Send || segment.imm.is_some() && !announced;
         let responder = &self.hosts[there as usize];
         let Some(rqp) = responder.qp_ref(target) else { return Err(Refusal::NotReady(Span(0))) };
         let (rport, access, Some(peer)) = (rqp.port, rqp.access, rqp.peer) else {
@@ -157,6 +188,9 @@ impl Fabrics {
                 self.responder_fails(there, target, &fault, now);
             }
             return Err(Refusal::Fault(fault));
+        }
+        if !ready && self.hosts[there as usize].mistakes.rnr_ignored {
+            return Ok(());
         }
         if !ready {
             return Err(Refusal::NotReady(rnr_delay(peer.rtr.min_rnr_timer)));
@@ -201,10 +235,11 @@ impl Fabrics {
         access: engine::fabric::Access,
         receive: &[engine::fabric::Sge],
     ) -> Option<Fault> {
+        let mistakes = self.hosts[there as usize].mistakes;
         let lanes = &mut self.lanes;
         let mut run = |qp: &Qp, sides: Sides<'_>| {
             let mtu = u64::from(qp.mtu());
-            let mut ends = Ends { sides, local_port: qp.port, remote_port, access, mtu };
+            let mut ends = Ends { sides, local_port: qp.port, remote_port, access, mtu, mistakes };
             exec::execute(qp, segment, &mut ends, lanes, receive, None).err()
         };
         if host == there {

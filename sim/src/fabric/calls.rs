@@ -258,6 +258,9 @@ impl Fabric for SimFabric {
             }
         }
         self.cpu = self.cpu + self.nic.poll.0 + self.nic.poll_cqe.0 * n as u64;
+        if n == 0 {
+            self.spun = self.spun + self.nic.poll.0;
+        }
         n
     }
     fn next_event(&mut self) -> Option<Event> {

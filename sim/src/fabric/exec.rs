@@ -3,6 +3,7 @@
 //! A window of a plan is checked by its hull and moved run by run over all lanes at once. Only if the hull is refused, or the window
 //! begins or ends within a lane, are single requests looked at.
 
+use super::Mistakes;
 use super::memory::{Block, Right, Sides, Spot};
 use super::qp::{Kind, Qp, Segment, Work};
 use engine::fabric::{Access, Lanes, Plan, Sge, Status};
@@ -110,6 +111,7 @@ pub(super) struct Ends<'a> {
     /// Rights of the responder's queue pair.
     pub(super) access: Access,
     pub(super) mtu: u64,
+    pub(super) mistakes: Mistakes,
 }
 
 /// Works a segment at its responder. Requests before [`Fault::index`] are done; with `limit` only so many bytes came through, and
@@ -162,15 +164,25 @@ pub(super) fn execute(
 }
 
 impl Ends<'_> {
-    fn right(&self, kind: Kind, addr: u64, len: u64, key: RKey) -> Result<Spot, Fault> {
-        let right = match kind {
+    fn needs(kind: Kind) -> Right {
+        match kind {
             Kind::Read => Right::Read,
             Kind::FetchAdd(_) | Kind::CompareSwap { .. } => Right::Atomic,
             Kind::Write | Kind::Send => Right::Write,
-        };
-        if !right.within(&self.access) {
-            return Err(Fault::remote(Status::RemAccess));
         }
+    }
+
+    /// Whether the responder's queue pair takes such requests at all, however short. If not, the request is invalid and its key is not
+    /// looked at (InfiniBand spec 11.6.2, remote invalid request error: "not supported by this receive queue"; Linux rxe_resp.c,
+    /// `check_op_valid`).
+    fn takes(&self, kind: Kind) -> Result<(), Fault> {
+        let takes = Self::needs(kind).within(&self.access) || self.mistakes.queue_pair_rights_ignored;
+        if takes { Ok(()) } else { Err(Fault::remote(Status::RemInvReq)) }
+    }
+
+    fn right(&self, kind: Kind, addr: u64, len: u64, key: RKey) -> Result<Spot, Fault> {
+        self.takes(kind)?;
+        let right = Self::needs(kind);
         self.sides.remote.remote(self.remote_port, key, addr, len, right).map_err(Fault::remote)
     }
 
@@ -190,6 +202,10 @@ impl Ends<'_> {
             Kind::Write | Kind::Read => {}
         }
         if total == 0 {
+            self.takes(kind)?;
+            if self.mistakes.zero_length_checked {
+                self.right(kind, remote.0, 0, remote.1)?;
+            }
             return Ok(0);
         }
         for (addr, len, key) in pieces().filter(|p| p.1 > 0) {
@@ -296,6 +312,8 @@ impl Ends<'_> {
         } else if total > 0 {
             let spot = self.right(kind, remote.0, total, remote.1)?;
             self.sides.remote.place(spot, bytes);
+        } else {
+            self.takes(kind)?;
         }
         Ok(total)
     }
@@ -324,6 +342,9 @@ impl Ends<'_> {
                 word.copy_from_slice(&swap.to_le_bytes());
             }
             _ => {}
+        }
+        if self.mistakes.atomics_answer_new {
+            old.copy_from_slice(word);
         }
         self.sides.answer(own, old);
         Ok(8)

@@ -2,6 +2,7 @@
 
 use super::counters::{Counters, Objects};
 use super::memory::Memory;
+use super::mistakes::Mistakes;
 use super::post::ids;
 use super::qp::{Peer, Place, Qp, RecvQueue};
 use crate::net::Topology;
@@ -110,6 +111,8 @@ pub struct SimFabric {
     pub(super) now: Time,
     /// CPU time of the calls since `begin_call`.
     pub(super) cpu: Span,
+    /// The share of it that went into polls which found nothing.
+    pub(super) spun: Span,
     pub(super) todo: Vec<Todo>,
     pub(super) touched: Vec<CqId>,
     pub(super) overruns: Vec<CqId>,
@@ -118,6 +121,7 @@ pub struct SimFabric {
     pub(super) connected: Vec<u64>,
     pub(super) pages: Vec<u64>,
     pub(super) engine: Vec<Time>,
+    pub(super) mistakes: Mistakes,
 }
 
 fn stream(seed: u64, purpose: u64, host: u32) -> ChaCha8Rng {
@@ -174,6 +178,7 @@ impl SimFabric {
             wiring,
             now: Time::ZERO,
             cpu: Span(0),
+            spun: Span(0),
             todo: Vec::new(),
             touched: Vec::new(),
             overruns: Vec::new(),
@@ -181,6 +186,7 @@ impl SimFabric {
             connected: vec![0; n],
             pages: vec![0; n],
             engine: vec![Time::ZERO; n],
+            mistakes: Mistakes::default(),
         }
     }
 
@@ -319,7 +325,9 @@ impl SimFabric {
             let bytes = if answer { last_bytes(qp, &segment) } else { 0 };
             let done = Done { opcode, bytes, imm: None };
             let completion = Completion { id: segment.last, qp: qp.id, result: Ok(done) };
-            self.push_cqe(qp.spec.send_cq, completion, std::mem::take(&mut qp.silent));
+            let slots = std::mem::take(&mut qp.silent);
+            let slots = if self.mistakes.unsignaled_places_kept { 1 } else { slots };
+            self.push_cqe(qp.spec.send_cq, completion, slots);
         }
         qp.pop_segment();
         qp.next = qp.next.max(qp.head);
@@ -347,6 +355,7 @@ impl SimFabric {
     /// Every request of the send queue completes in error, the first one with `status`, but for `skip` that succeeded.
     pub(super) fn flush_sends(&mut self, qp: &mut Qp, mut skip: u64, mut status: Status) {
         let mut silent = qp.silent;
+        let mut backwards = Vec::new();
         while let Some(segment) = qp.sq.front().copied() {
             for id in ids(qp.works_of(&segment)) {
                 if skip > 0 {
@@ -356,10 +365,23 @@ impl SimFabric {
                 }
                 let result = Err(Failed { status, vendor: vendor(status) });
                 let slots = std::mem::take(&mut silent) + 1;
-                self.push_cqe(qp.spec.send_cq, Completion { id, qp: qp.id, result }, slots);
+                let completion = Completion { id, qp: qp.id, result };
+                if self.mistakes.silent_errors
+                    && status != Status::WrFlush
+                    && !(segment.signaled && id == segment.last)
+                {
+                    silent = slots;
+                } else if self.mistakes.flush_reversed {
+                    backwards.push((completion, slots));
+                } else {
+                    self.push_cqe(qp.spec.send_cq, completion, slots);
+                }
                 status = Status::WrFlush;
             }
             qp.pop_segment();
+        }
+        for (completion, slots) in backwards.into_iter().rev() {
+            self.push_cqe(qp.spec.send_cq, completion, slots);
         }
         qp.silent = silent;
         qp.next = qp.head;
@@ -367,6 +389,9 @@ impl SimFabric {
 
     pub(super) fn flush_receives(&mut self, qp: &mut Qp, mut status: Status) {
         while let Some(id) = qp.rq.pop(None) {
+            if self.mistakes.receives_not_flushed {
+                continue;
+            }
             let result = Err(Failed { status, vendor: vendor(status) });
             self.push_cqe(qp.spec.recv_cq, Completion { id, qp: qp.id, result }, 0);
             status = Status::WrFlush;

@@ -22,10 +22,12 @@
 mod arrive;
 mod calls;
 mod counters;
+pub mod duo;
 mod exec;
 mod faults;
 mod host;
 mod memory;
+mod mistakes;
 pub mod pair;
 mod post;
 mod qp;
@@ -34,6 +36,7 @@ mod serve;
 
 pub use counters::{Counters, Objects};
 pub use host::SimFabric;
+pub use mistakes::Mistakes;
 
 use crate::net::{Fluid, Network, Topology};
 use crate::nic::NicProfile;
@@ -210,6 +213,14 @@ impl Fabrics {
         })
     }
 
+    /// What all hosts get wrong on purpose from now on.
+    pub fn set_mistakes(&mut self, mistakes: Mistakes) {
+        for host in &mut self.hosts {
+            host.mistakes = mistakes;
+            host.memory.set_mistakes(mistakes);
+        }
+    }
+
     /// How many hosts there are.
     pub fn hosts(&self) -> usize {
         self.hosts.len()
@@ -245,7 +256,7 @@ impl Fabrics {
     /// A node's call begins: its fabric calls happen at `now`.
     pub fn begin_call(&mut self, host: usize, now: Time) {
         let own = &mut self.hosts[host];
-        (own.now, own.cpu) = (now, Span(0));
+        (own.now, own.cpu, own.spun) = (now, Span(0), Span(0));
     }
 
     /// A node's call is over: what it posted starts to move. Returns the CPU time that its fabric calls took. `ready` gets what

@@ -78,6 +78,7 @@ impl Qp {
                     ready: Time::ZERO,
                     left: false,
                     placed: false,
+                    announced: false,
                     executed: false,
                     arrives: Time::NEVER,
                     acked: Time::NEVER,
@@ -159,7 +160,10 @@ impl SimFabric {
         if qp.used >= qp.spec.max_send {
             return Err(Error::QueueFull);
         }
-        let (kind, imm) = kind(request.op);
+        let (kind, mut imm) = kind(request.op);
+        if self.mistakes.immediates_swapped {
+            imm = imm.map(u32::swap_bytes);
+        }
         let sges = request.local.len() as u64;
         if sges > u64::from(qp.spec.max_sge) {
             return invalid("SGEs of a request", sges, "at most the queue pair's max_sge");
@@ -172,7 +176,7 @@ impl SimFabric {
         if atomic && bytes != 8 {
             return invalid("bytes of an atomic", bytes, "exactly 8");
         }
-        let inline = request.flags.inline;
+        let inline = request.flags.inline && !self.mistakes.inline_late;
         let data = if inline {
             if kind.answered() {
                 return invalid("inline", bytes, "not for READ and atomics");

@@ -85,6 +85,8 @@ pub(crate) struct Segment {
     pub(crate) left: bool,
     /// Its data is in place, but an immediate or SEND found no receive.
     pub(crate) placed: bool,
+    /// Its immediate came before its data: a mistake on purpose.
+    pub(crate) announced: bool,
     /// It was worked at the responder; an ACK may still be lost.
     pub(crate) executed: bool,
     /// When its last byte is in the responder's memory (READ: in the requester's).

@@ -121,7 +121,8 @@ impl Fabrics {
         if !segment.placed {
             let mtu = u64::from(gone.qp.mtu());
             let sides = Sides { local: Local::Then(memory), remote: &mut own.memory };
-            let mut ends = Ends { sides, local_port: gone.qp.port, remote_port, access, mtu };
+            let mistakes = own.mistakes;
+            let mut ends = Ends { sides, local_port: gone.qp.port, remote_port, access, mtu, mistakes };
             let ranges = receive.as_deref().unwrap_or(&[]);
             if let Err(fault) = exec::execute(&gone.qp, &segment, &mut ends, &mut self.lanes, ranges, limit) {
                 if fault.remote && limit.is_none() {

@@ -101,6 +101,11 @@ impl Kit {
         for node in &decode {
             zones.add(&mut world, *node);
         }
+        if build.direction() == Direction::Pull && !build.prefill.config.prefix_cache {
+            for node in &prefill {
+                zones.add_shown(&world, *node);
+            }
+        }
         Self {
             build,
             world,

@@ -1,8 +1,12 @@
 //! Red zones: what nobody may write to.
 //!
 //! Every page of a decode instance that no room has published holds a mark of its own. A page loses it when its room publishes it (in pull:
-//! when it is given to a room, for then it is read to), and gets it back when the room is released. So a write that lands where it must not is found, whoever sent it and however late: in
-//! pages that were never given out, in pages that are free again, and (by the content checks of the node) in pages of another room.
+//! when it is given to a room, for then it is read to), and gets it back when the room is released. So a write that lands where it must not
+//! is found, whoever sent it and however late: in pages that were never given out, in pages that are free again, and (by the content checks
+//! of the node) in pages of another room.
+//!
+//! In pull pages of a prefill instance are marked as well when their room is released: nobody writes there, but what is read from there too
+//! late is the mark, and the content checks of decode find it. Not where a prefix cache keeps pages beyond their room.
 
 use crate::world::{AnyNode, World};
 use engine::fabric::{Content, Extent, Fabric as _, Grid};
@@ -24,6 +28,8 @@ struct Group {
 pub(super) struct Zones {
     groups: BTreeMap<(NodeId, u16), Group>,
     owned: BTreeMap<(NodeId, RoomKey), (u16, Vec<PageRun>)>,
+    /// Pull: pages of prefill instances.
+    shown: BTreeMap<(NodeId, RoomKey), (u16, Vec<PageRun>)>,
     broken: Vec<String>,
 }
 
@@ -35,12 +41,14 @@ fn memory(node: &AnyNode) -> Option<&InstanceMemory> {
     }
 }
 
-/// Prompt pages of a decode node's room, with their group.
+/// Prompt pages of a node's room, with their group, once it has any.
 fn prompt_pages(world: &World, node: NodeId, key: &RoomKey) -> Option<(u16, Vec<PageRun>)> {
-    match world.node(node) {
+    let pages = match world.node(node) {
         AnyNode::Decode(node) => node.prompt_pages(key).map(|(group, table)| (group, table.runs().to_vec())),
-        _ => None,
-    }
+        AnyNode::Prefill(node) => node.pages(key).map(|(group, table)| (group, table.runs().to_vec())),
+        AnyNode::Registry(_) | AnyNode::Router(_) => None,
+    };
+    pages.filter(|(_, runs)| !runs.is_empty())
 }
 
 fn has_room(world: &World, node: NodeId, key: &RoomKey) -> bool {
@@ -59,7 +67,15 @@ fn place(grid: &Grid, page: u32) -> (Extent, Content) {
 impl Zones {
     /// Marks every page of a decode instance.
     pub(super) fn add(&mut self, world: &mut World, node: NodeId) {
-        let Some(memory) = memory(world.node(node)) else { return };
+        for at in self.know(world, node) {
+            let pages = self.groups.get(&at).map_or(0, |group| group.free.len() as u32);
+            self.mark(world, at, &[PageRun { first: engine::id::Page(0), count: pages }]);
+        }
+    }
+
+    /// The pools of an instance, none of whose pages is marked.
+    fn know(&mut self, world: &World, node: NodeId) -> Vec<(NodeId, u16)> {
+        let Some(memory) = memory(world.node(node)) else { return Vec::new() };
         let parallel = memory.layout().parallel();
         let attn = parallel.tp / parallel.dp;
         let pages = memory.pages();
@@ -71,13 +87,20 @@ impl Zones {
                 .filter_map(|rank| memory.ranks.get(rank as usize))
                 .flat_map(|rank| rank.pools.iter().map(|pool| (pool.buf, pool.grid)))
                 .collect();
-            groups.push((group as u16, Group { pools, free: vec![true; pages as usize] }));
+            groups.push((group as u16, Group { pools, free: vec![false; pages as usize] }));
         }
-        for (group, zone) in groups {
-            self.groups.insert((node, group), zone);
-            let all = PageRun { first: engine::id::Page(0), count: pages };
-            self.mark(world, (node, group), &[all]);
-        }
+        groups
+            .into_iter()
+            .map(|(group, zone)| {
+                self.groups.insert((node, group), zone);
+                (node, group)
+            })
+            .collect()
+    }
+
+    /// Pull: pages of a prefill instance are marked as they are released.
+    pub(super) fn add_shown(&mut self, world: &World, node: NodeId) {
+        self.know(world, node);
     }
 
     fn mark(&mut self, world: &mut World, at: (NodeId, u16), runs: &[PageRun]) {
@@ -118,21 +141,31 @@ impl Zones {
     /// After every event, in pull: rooms that were released, then rooms that were given pages.
     pub(super) fn after_pull(&mut self, world: &mut World, rooms: &[RoomKey]) {
         self.released(world);
+        let gone: Vec<(NodeId, RoomKey)> = self
+            .shown
+            .keys()
+            .filter(|(node, key)| prompt_pages(world, *node, key).is_none())
+            .copied()
+            .collect();
+        for (node, key) in gone {
+            if let Some((group, runs)) = self.shown.remove(&(node, key)) {
+                self.mark(world, (node, group), &runs);
+            }
+        }
         let nodes: BTreeSet<NodeId> = self.groups.keys().map(|(node, _)| *node).collect();
         for (node, key) in nodes.iter().flat_map(|node| rooms.iter().map(|key| (*node, *key))) {
-            if self.owned.contains_key(&(node, key)) {
+            if self.owned.contains_key(&(node, key)) || self.shown.contains_key(&(node, key)) {
                 continue;
             }
-            let Some((group, runs)) = prompt_pages(world, node, &key).filter(|(_, runs)| !runs.is_empty())
-            else {
-                continue;
-            };
+            let Some((group, runs)) = prompt_pages(world, node, &key) else { continue };
             let pages = || runs.iter().flat_map(|run| run.first.0..run.first.0 + run.count);
             self.look(world, (node, group), pages());
             if let Some(group) = self.groups.get_mut(&(node, group)) {
                 pages().for_each(|page| group.free[page as usize] = false);
             }
-            self.owned.insert((node, key), (group, runs));
+            let decode = matches!(world.node(node), AnyNode::Decode(_));
+            let rooms = if decode { &mut self.owned } else { &mut self.shown };
+            rooms.insert((node, key), (group, runs));
         }
     }
 

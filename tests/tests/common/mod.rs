@@ -56,6 +56,7 @@ pub(crate) struct Case {
     pub model: u32,
     pub fp8: bool,
     pub bytes: bool,
+    pub pull: bool,
     pub prefill: SideCase,
     pub decode: SideCase,
     pub on_demand: bool,
@@ -153,6 +154,9 @@ impl Case {
         }
         if self.prefix_cache {
             build = build.prefill(Side::prefix_cache);
+        }
+        if self.pull {
+            build = build.pull();
         }
         if self.bytes { build.bytes() } else { build.phantom() }
     }
@@ -268,7 +272,7 @@ prop_compose! {
             instances: 1, tp: 1, pp: 1, dp: 1, page: 16, head_major: false, scatter: false, ports: 1, spare: 0, batch: 64,
         };
         Case {
-            seed: 0, model: 0, fp8: false, bytes: false, prefill: side.clone(), decode: side, on_demand, prefix_cache,
+            seed: 0, model: 0, fp8: false, bytes: false, pull: false, prefill: side.clone(), decode: side, on_demand, prefix_cache,
             rails, striped, granularity, shortest, least_loaded, window, send_depth, max_sge, slots, parts_per_rail,
             mbps: 100_000, control: (0, 0, 0, 0), requests: Vec::new(), faults: Vec::new(),
         }
@@ -279,7 +283,7 @@ prop_compose! {
 pub(crate) fn fault_free() -> impl Strategy<Value = Case> {
     (0u32..4).prop_flat_map(|model| {
         (
-            (Just(model), any::<u64>(), any::<bool>(), prop::bool::weighted(0.3)),
+            (Just(model), any::<u64>(), any::<bool>(), prop::bool::weighted(0.3), any::<bool>()),
             (side(model), side(model)),
             policies(),
             prop::collection::vec(request(), 1..8),
@@ -287,13 +291,14 @@ pub(crate) fn fault_free() -> impl Strategy<Value = Case> {
             prop::sample::select(vec![0u64, 5, 300]),
         )
             .prop_map(
-                |((model, seed, fp8, bytes), (prefill, decode), policies, requests, mbps, jitter)| {
+                |((model, seed, fp8, bytes, pull), (prefill, decode), policies, requests, mbps, jitter)| {
                     let prefill = SideCase { batch: prefill.batch.max(32), ..prefill };
                     Case {
                         model,
                         seed,
                         fp8,
                         bytes,
+                        pull,
                         prefill,
                         decode,
                         requests,

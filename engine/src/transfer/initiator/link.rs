@@ -453,7 +453,8 @@ impl Initiator {
 
     fn pop_slice(&mut self, peer: InstanceId, index: usize, when: impl Fn(&Slice) -> bool) -> Option<Slice> {
         let link = self.links.get_mut(&peer)?;
-        let wire = &mut link.wires[index];
+        // Another link may have taken its queue pairs since, when its last room ended.
+        let wire = link.wires.get_mut(index)?;
         let slice = wire.slices.front().copied().filter(|slice| when(slice))?;
         wire.slices.pop_front();
         wire.used -= slice.requests;

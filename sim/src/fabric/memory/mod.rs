@@ -1,11 +1,11 @@
 //! One host's buffers and registrations, and copying between two hosts' buffers.
 
-mod bytes;
 mod cell;
 mod columns;
 mod phantom;
 
-use engine::fabric::{Access, Content, Error, Extent, Grid, Memory as Kind, Mr, Result, Status};
+use super::Mistakes;
+use engine::fabric::{Access, Content, Error, Extent, Grid, Memory as Kind, Mr, Result, Status, bytes};
 use engine::id::{BufId, LKey, MrId, PortId, RKey};
 use engine::map::Map;
 use phantom::{Phantom, Pieces};
@@ -91,6 +91,7 @@ pub(crate) struct Memory {
     rkeys: Map<u32, u32>,
     next_addr: u64,
     keys: ChaCha8Rng,
+    mistakes: Mistakes,
 }
 
 impl Memory {
@@ -104,7 +105,12 @@ impl Memory {
             rkeys: Map::default(),
             next_addr: base,
             keys,
+            mistakes: Mistakes::default(),
         }
+    }
+
+    pub(crate) fn set_mistakes(&mut self, mistakes: Mistakes) {
+        self.mistakes = mistakes;
     }
 
     /// Only what a device that goes on reading needs: the registrations and these buffers.
@@ -123,22 +129,11 @@ impl Memory {
     }
 
     pub(crate) fn alloc(&mut self, kind: Kind, grid: Grid) -> Result<BufId> {
-        let invalid = |what, value, right| Err(Error::Invalid { what, value, right });
-        if grid.buffers == 0 || grid.pages == 0 || grid.page == 0 {
-            return invalid("grid", 0, "buffers, pages and page are at least 1");
-        }
-        let Some(used) = grid.page.checked_mul(grid.pages.into()) else {
-            return invalid("page", grid.page, "a buffer has less than 2^64 bytes");
-        };
-        if grid.pitch < used {
-            return invalid("pitch", grid.pitch, "at least pages * page");
-        }
-        let Some(len) = grid.pitch.checked_mul(grid.buffers.into()).filter(|n| *n < 1 << 56) else {
-            return invalid("pitch", grid.pitch, "a pool has less than 2^56 bytes");
-        };
+        let len = grid.check()?;
         let store = match kind {
             Kind::Host | Kind::HugePages if len > MAX_BYTES => {
-                return invalid("length", len, "at most 64 GiB of real bytes: use phantom memory");
+                let right = "at most 64 GiB of real bytes: use phantom memory";
+                return Err(Error::Invalid { what: "length", value: len, right });
             }
             Kind::Host | Kind::HugePages => Store::Bytes(vec![0; len as usize]),
             Kind::Phantom => Store::Phantom(Phantom::new(&grid)),
@@ -188,28 +183,13 @@ impl Memory {
         Ok(())
     }
 
-    fn check(grid: &Grid, place: &Extent) -> Result<()> {
-        let invalid = |what, value, right| Err(Error::Invalid { what, value, right });
-        if place.buffers.start > place.buffers.end || place.buffers.end > grid.buffers {
-            return invalid("buffers", place.buffers.end.into(), "a range of the pool's buffers");
-        }
-        if place.count > 1 && place.step < place.len {
-            return invalid("step", place.step, "at least the piece's length");
-        }
-        let end = u64::from(place.count.saturating_sub(1))
-            .checked_mul(place.step)
-            .and_then(|n| n.checked_add(place.len)?.checked_add(place.at));
-        match end {
-            Some(end) if end <= grid.pitch => Ok(()),
-            _ => invalid("offset", place.at, "the pieces lie within one pitch"),
-        }
-    }
-
     pub(crate) fn stamp(&mut self, buf: BufId, place: &Extent, what: Content) -> Result<()> {
         let grid = self.get(buf)?.grid;
-        Self::check(&grid, place)?;
+        place.check(&grid)?;
         match self.buffers[buf.index()].as_mut().map(|b| &mut b.store) {
-            Some(Store::Bytes(own)) => bytes::stamp(own, &grid, place, what),
+            Some(Store::Bytes(own)) => {
+                bytes::stamp(&grid, place, what, |at, from| own[at..at + from.len()].copy_from_slice(from));
+            }
             Some(Store::Phantom(own)) => own.stamp(place, what),
             None => {}
         }
@@ -218,9 +198,11 @@ impl Memory {
 
     pub(crate) fn holds(&self, buf: BufId, place: &Extent, what: Content) -> Result<bool> {
         let buffer = self.get(buf)?;
-        Self::check(&buffer.grid, place)?;
+        place.check(&buffer.grid)?;
         Ok(match &buffer.store {
-            Store::Bytes(own) => bytes::holds(own, &buffer.grid, place, what),
+            Store::Bytes(own) => bytes::holds(&buffer.grid, place, what, |at, into| {
+                into.copy_from_slice(&own[at..at + into.len()]);
+            }),
             Store::Phantom(own) => own.holds(place, what),
         })
     }
@@ -273,17 +255,30 @@ impl Memory {
         let region =
             self.regions.get_mut(mr.index()).and_then(Option::take).ok_or(Error::NoSuch("memory region"))?;
         self.lkeys.remove(&region.lkey);
-        self.rkeys.remove(&region.rkey);
         if let Some(buffer) = &mut self.buffers[region.buf.index()] {
             buffer.regions -= 1;
         }
-        Ok((region.port, region.span.end - region.span.start))
+        let what = (region.port, region.span.end - region.span.start);
+        if self.mistakes.stale_rkeys {
+            self.regions[mr.index()] = Some(region);
+        } else {
+            self.rkeys.remove(&region.rkey);
+        }
+        Ok(what)
+    }
+
+    /// [`Mistakes::range_off_by_one`]: one byte over the end, but not out of the buffer.
+    fn runs_over(&self, region: &Region, end: u64) -> bool {
+        let size = self.get(region.buf).map_or(0, |buffer| buffer.grid.len());
+        end == region.span.end - region.span.start + 1 && region.span.start + end <= size
     }
 
     fn spot(&self, id: Option<&u32>, port: PortId, addr: u64, len: u64) -> Option<(&Region, Spot)> {
         let region = self.regions[*id? as usize].as_ref()?;
         let offset = addr.checked_sub(region.addr)?;
-        let fits = offset.checked_add(len)? <= region.span.end - region.span.start;
+        let end = offset.checked_add(len)?;
+        let size = region.span.end - region.span.start;
+        let fits = end <= size || self.mistakes.range_off_by_one && self.runs_over(region, end);
         (region.port == port && fits)
             .then(|| (region, Spot { buf: region.buf.0, at: region.span.start + offset }))
     }

@@ -1,0 +1,93 @@
+//! Real processes on real devices: `tests/soft-roce/run` runs these where there are none.
+#![cfg(feature = "verbs")]
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use engine::driver;
+use engine::time::Span;
+use kvrail_tests::cluster::{Cluster, Devices, Folder, Outcome, send};
+
+fn quickstart() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../experiments/quickstart.yaml")
+}
+
+/// `kvrail run quickstart.yaml --fabric verbs`, which starts all processes itself.
+fn run(devices: &Devices, sets: &[&str]) -> Outcome {
+    let out = Folder::new();
+    let mut command = Command::new(&devices.kvrail);
+    command.arg("run").arg(quickstart()).args(["--fabric", "verbs", "--patience", "120", "--out"]);
+    command.arg(out.path());
+    let devices = devices.sets();
+    for set in devices.iter().map(String::as_str).chain(sets.iter().copied()) {
+        command.args(["--set", set]);
+    }
+    let done = command.output().expect("kvrail runs");
+    let text = [&done.stdout[..], &done.stderr[..]].concat();
+    Outcome::read(out.path(), done.status, String::from_utf8_lossy(&text).into_owned())
+}
+
+#[test]
+fn quickstart_on_grouped_heads() {
+    let Some(devices) = Devices::find() else { return };
+    let outcome = run(&devices, &[]);
+    outcome.assert_clean();
+    assert_eq!(outcome.rows.len(), 100);
+    // Simulated stands beside measured.
+    for word in ["simulated (", "measured", "exposed transfer", "one host, one clock"] {
+        assert!(outcome.text.contains(word), "{}", outcome.text);
+    }
+    let used = |column: &str| (0..2).all(|i| outcome.rows.iter().any(|row| row.number(column) == Some(i)));
+    assert!(used("prefill_instance") && used("decode_instance"), "all four instances serve");
+}
+
+#[test]
+fn quickstart_on_latent_attention() {
+    let Some(devices) = Devices::find() else { return };
+    run(&devices, &["model=tiny-mla"]).assert_clean();
+}
+
+#[test]
+fn processes_that_others_started() {
+    let Some(devices) = Devices::find() else { return };
+    let sets = ["workload.limit=30", "policy.granularity={layer-wise: {layers: 1}}"];
+    let cluster = Cluster::start(&devices, "quickstart", &sets);
+    let outcome = cluster.finish(Duration::from_secs(180));
+    outcome.assert_clean();
+    assert_eq!(outcome.rows.len(), 30);
+}
+
+#[test]
+fn nobody_outlives_the_run() {
+    let Some(devices) = Devices::find() else { return };
+    let out = Folder::new();
+    let mut command = Command::new(&devices.kvrail);
+    command.arg("run").arg(quickstart()).args(["--fabric", "verbs", "--quiet", "--out"]).arg(out.path());
+    for set in devices.sets().iter().map(String::as_str).chain(["workload.arrival={fixed: {rate: 1}}"]) {
+        command.args(["--set", set]);
+    }
+    let mut child = command.stdin(Stdio::null()).spawn().expect("kvrail runs");
+    // Processes that have the output folder among their arguments.
+    let folder = out.path().to_string_lossy().into_owned();
+    let alive = || {
+        let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+        processes
+            .filter(|entry| {
+                let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&line).contains(&folder)
+            })
+            .count()
+    };
+    let until = |what: &str, count: std::ops::RangeInclusive<usize>| {
+        let end = driver::now() + Span::s(60);
+        while !count.contains(&alive()) {
+            assert!(driver::now() < end, "{what}: {} processes", alive());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    until("registry, router, four instances and the run itself come", 7..=7);
+    send(child.id(), "KILL");
+    let _ = child.wait();
+    until("all of them go", 0..=0);
+}
