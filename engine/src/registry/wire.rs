@@ -444,6 +444,10 @@ fn put_link(out: &mut Vec<u8>, body: &LinkBody) {
             out.push(6);
             put(out, (*offer).into());
         }
+        LinkBody::Yield { offer } => {
+            out.push(7);
+            put(out, (*offer).into());
+        }
     }
 }
 
@@ -481,11 +485,12 @@ fn link(from: &mut Reader<'_>) -> Result<LinkBody, FrameError> {
         3 => LinkBody::Ready { offer: from.u32("offer")? },
         4 => LinkBody::Refuse { reason: from.reason()? },
         6 => LinkBody::Close { offer: from.u32("offer")? },
+        7 => LinkBody::Yield { offer: from.u32("offer")? },
         value => {
             return Err(FrameError::Value {
                 field: "kind of link message",
                 value: value.into(),
-                right: "0 to 6",
+                right: "0 to 7",
             });
         }
     })

@@ -78,6 +78,12 @@ pub(super) struct Link {
     asked: bool,
     /// When a room of it last began or ended, by count.
     used: u64,
+    /// Whether a part completed since it came up.
+    served: bool,
+    /// Others wait for its queue pairs: no new part is posted, and it closes when those begun are through.
+    pub yielding: bool,
+    /// The target has asked for that.
+    wanted: bool,
 }
 
 impl Link {
@@ -96,6 +102,9 @@ impl Link {
             pending: None,
             asked: false,
             used: 0,
+            served: false,
+            yielding: false,
+            wanted: false,
         }
     }
     pub(super) fn is_up(&self) -> bool {
@@ -184,6 +193,12 @@ impl Initiator {
                     self.ask(peer);
                 }
             }
+            LinkBody::Yield { offer } => {
+                if offer == link.accepted && link.state != State::Down {
+                    link.wanted = true;
+                    self.make_way(cx, peer);
+                }
+            }
             LinkBody::Ask { .. } | LinkBody::Answer { .. } => {}
         }
     }
@@ -218,8 +233,55 @@ impl Initiator {
         }
     }
 
-    /// Sees to it that a link can have its queue pairs under the cap, by taking those of links that nothing uses. None if it has to
-    /// wait; false if it never can.
+    /// Whether anything of a link is still to be posted or to complete.
+    fn has_work(&self, link: &Link) -> bool {
+        let undone = |i: &u32| self.rooms[*i as usize].as_ref().is_some_and(|room| room.undone > 0);
+        link.outstanding > 0 || link.rooms.iter().any(undone)
+    }
+
+    /// Whether a part of a link has begun and not ended.
+    fn in_part(&self, link: &Link) -> bool {
+        let begun = |i: &u32| {
+            self.rooms[*i as usize].as_ref().is_some_and(|room| {
+                room.parts.iter().any(|part| part.cursor > 0 && part.state == PartState::Waiting)
+            })
+        };
+        link.outstanding > 0 || link.rooms.iter().any(begun)
+    }
+
+    /// Gives a link's queue pairs up and tells the target. What it still has to move asks for it again.
+    fn give_up(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        let Some(link) = self.links.get(&peer) else { return };
+        let (down, offer, again) = (link.state == State::Down, link.heard, self.has_work(link));
+        self.scrap(cx, peer);
+        if !down {
+            self.news.push_back(News::Tell(Message::Link { peer, body: LinkBody::Close { offer } }));
+            if again {
+                self.ask(peer);
+            }
+        }
+    }
+
+    /// A link that should make way does so when it has moved something, or has nothing to move, and no part is begun.
+    fn make_way(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        let Some(link) = self.links.get_mut(&peer) else { return };
+        if !(link.wanted || link.yielding) || link.state == State::Down {
+            return;
+        }
+        link.yielding |= link.served;
+        let link = &self.links[&peer];
+        if link.yielding && !self.in_part(link) || !self.has_work(link) {
+            self.give_up(cx, peer);
+            self.feed(cx);
+        }
+    }
+
+    /// Sees to it that a link can have its queue pairs under the cap. Those of links that have nothing to move go first, the one used
+    /// longest ago before the others; where all are busy, the one that came up first is told to make way. None if that takes time; false if
+    /// no cap holds one link.
+    ///
+    /// Nobody waits for ever: a link that holds queue pairs either is down, and loses them, or is up or on its way there, which takes nothing
+    /// but the target's word; then it moves a part and makes way.
     fn make_room(&mut self, cx: &mut Cx<'_>, peer: InstanceId) -> Option<bool> {
         let link = self.links.get(&peer)?;
         let (all, missing) = (link.pairing.wires.len(), link.pairing.wires.len() - link.wires.len());
@@ -228,12 +290,24 @@ impl Initiator {
             return Some(false);
         }
         while self.qps.len() + missing > most {
-            let idle = |link: &Link| link.rooms.is_empty() && link.outstanding == 0 && !link.wires.is_empty();
-            let candidates = self.links.iter().filter(|(other, link)| **other != peer && idle(link));
-            let (other, link) = candidates.min_by_key(|(_, link)| link.used)?;
-            let (other, offer) = (*other, link.heard);
-            self.scrap(cx, other);
-            self.news.push_back(News::Tell(Message::Link { peer: other, body: LinkBody::Close { offer } }));
+            let others = || self.links.iter().filter(|(p, link)| **p != peer && !link.wires.is_empty());
+            let idle =
+                |link: &Link| link.state == State::Down && link.outstanding == 0 || !self.has_work(link);
+            let spare = others().filter(|(_, link)| idle(link)).min_by_key(|(_, link)| link.used);
+            if let Some((other, _)) = spare {
+                let other = *other;
+                self.give_up(cx, other);
+                continue;
+            }
+            let busy = others().filter(|(_, link)| link.state != State::Down && !link.yielding);
+            let first = busy.filter(|(_, link)| link.served).min_by_key(|(_, link)| link.used);
+            let (other, done) = first.map(|(other, link)| (*other, !self.in_part(link)))?;
+            if done {
+                self.give_up(cx, other);
+            } else if let Some(link) = self.links.get_mut(&other) {
+                link.yielding = true;
+                return None;
+            }
         }
         Some(true)
     }
@@ -265,6 +339,7 @@ impl Initiator {
             return;
         }
         link.state = State::Down;
+        (link.served, link.yielding, link.wanted) = (false, false, false);
         for wire in &mut link.wires {
             for id in wire.blocked.drain(..) {
                 self.jobs[id as usize].blocked = None;
@@ -448,6 +523,10 @@ impl Initiator {
         let drained = self.links.get(&peer).is_some_and(|link| link.outstanding == 0);
         if drained {
             self.answer(cx, peer);
+            self.make_way(cx, peer);
+        }
+        if self.starved {
+            self.feed(cx);
         }
     }
 
@@ -491,6 +570,10 @@ impl Initiator {
                 part.state = PartState::Done;
                 part.plans = Vec::new();
                 room.undone -= 1;
+            }
+            let peer = room.spec.peer;
+            if let Some(link) = self.links.get_mut(&peer) {
+                link.served = true;
             }
         }
         self.settle(cx, slice.room);

@@ -44,7 +44,8 @@ impl Initiator {
         let part = &mut room.parts[p as usize];
         let free =
             u64::from(self.config.send_depth) - link.wires.get(part.wire as usize).map_or(0, |w| w.used);
-        let (Some(remote), true, true) = (&room.remote, link.is_up(), free >= part.extras().max(1)) else {
+        let may = link.is_up() && !(link.yielding && part.cursor == 0);
+        let (Some(remote), true, true) = (&room.remote, may, free >= part.extras().max(1)) else {
             order.remove(id);
             job.queued = false;
             if link.is_up() && job.blocked.is_none() {

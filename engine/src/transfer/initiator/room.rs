@@ -387,7 +387,10 @@ impl Initiator {
         if last {
             self.timers.arm(key, cx.now + self.config.transfer_deadline);
         }
+        let peer = room.spec.peer;
         self.enqueue(index, fresh);
+        // Its queue pairs may have gone to others while there was nothing to move.
+        self.ask_if_idle(peer);
     }
 
     /// Puts parts into the queues of their ports.

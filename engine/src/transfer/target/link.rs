@@ -35,6 +35,8 @@ pub(super) struct Link {
     offer: u32,
     /// When a room of it last began or ended, by count.
     pub used: u64,
+    /// The initiator was asked to make way since it came up.
+    urged: bool,
 }
 
 impl Link {
@@ -48,6 +50,7 @@ impl Link {
             state: State::Down,
             offer: 0,
             used: 0,
+            urged: false,
         }
     }
     /// Whether the initiator could have requests under way: there was an offer since the last fence.
@@ -90,13 +93,15 @@ impl Target {
                     self.cut(cx, peer);
                 }
             }
-            LinkBody::Offer { .. } | LinkBody::Ready { .. } => {}
+            LinkBody::Offer { .. } | LinkBody::Ready { .. } | LinkBody::Yield { .. } => {}
         }
     }
 
     /// Fences a link and destroys this end's queue pairs; the next offer makes new ones.
     fn cut(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
-        self.close_off(cx, peer);
+        if self.links.get(&peer).is_some_and(|link| link.state != State::Down) {
+            self.close_off(cx, peer);
+        }
         let Some(link) = self.links.get_mut(&peer) else { return };
         for qp in std::mem::take(&mut link.qps) {
             self.qps.remove(&qp);
@@ -113,8 +118,8 @@ impl Target {
         }
     }
 
-    /// Sees to it that a link can have its queue pairs under the cap, by taking those of links that nothing uses. None if it has to
-    /// wait.
+    /// Sees to it that a link can have its queue pairs under the cap, by taking those of links that are fenced or that no initiator has
+    /// anything to do on. None if it has to wait; then the initiator of the link used longest ago is asked to make way.
     fn make_room(&mut self, cx: &mut Cx<'_>, peer: InstanceId) -> Option<Result<(), Error>> {
         let link = self.links.get(&peer)?;
         let (all, missing) = (link.pairing.wires.len(), link.pairing.wires.len() - link.qps.len());
@@ -123,12 +128,29 @@ impl Target {
             return Some(Err(Error::Unsupported("cap that holds the queue pairs of one link")));
         }
         while self.qps.len() + missing > most {
-            let idle = |link: &Link| link.rooms.is_empty() && !link.qps.is_empty();
-            let candidates = self.links.iter().filter(|(other, link)| **other != peer && idle(link));
-            let (other, link) = candidates.min_by_key(|(_, link)| link.used)?;
-            let (other, offer) = (*other, link.offer);
+            let others = || self.links.iter().filter(|(other, link)| **other != peer && !link.qps.is_empty());
+            let over = |i: &u32| self.rooms[*i as usize].as_ref().is_none_or(|room| room.report.is_some());
+            let idle = |link: &Link| link.state == State::Down || link.rooms.iter().all(over);
+            let spare = others().filter(|(_, link)| idle(link)).min_by_key(|(_, link)| link.used);
+            let Some((other, link)) = spare else {
+                let busy = others().filter(|(_, link)| link.state == State::Up);
+                let (other, link) = busy.min_by_key(|(_, link)| (link.urged, link.used))?;
+                if !link.urged {
+                    let (other, offer) = (*other, link.offer);
+                    let body = LinkBody::Yield { offer };
+                    self.news.push_back(News::Tell(Message::Link { peer: other, body }));
+                    if let Some(link) = self.links.get_mut(&other) {
+                        link.urged = true;
+                    }
+                }
+                return None;
+            };
+            let (other, offer, down) = (*other, link.offer, link.state == State::Down);
             self.cut(cx, other);
-            self.news.push_back(News::Tell(Message::Link { peer: other, body: LinkBody::Close { offer } }));
+            if !down {
+                let body = LinkBody::Close { offer };
+                self.news.push_back(News::Tell(Message::Link { peer: other, body }));
+            }
         }
         Some(Ok(()))
     }
@@ -303,6 +325,7 @@ impl Target {
         let body = match connect() {
             Ok(()) => {
                 link.state = State::Up;
+                link.urged = false;
                 LinkBody::Ready { offer }
             }
             Err(_) => LinkBody::Refuse { reason: Reason::Layout },

@@ -158,7 +158,10 @@ impl Target {
         let Some(index) = self.by_key.get(&key).copied() else { return };
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         room.report = Some(report);
-        match room.state {
+        let state = room.state;
+        // Its link may have become idle.
+        self.feed(cx);
+        match state {
             // Its word that everything is there, or for push that it is on its way.
             State::Live if report.delivered && self.config.direction == Direction::Pull => {
                 self.was_read(cx, index)
