@@ -344,7 +344,8 @@ impl Initiator {
             for id in wire.blocked.drain(..) {
                 self.jobs[id as usize].blocked = None;
             }
-            if !matches!(cx.fabric.qp_state(wire.qp), Ok(QpState::Err | QpState::Reset)) {
+            // Also one that failed by itself: its device may still read or write for it.
+            if cx.fabric.qp_state(wire.qp) != Ok(QpState::Reset) {
                 // A queue pair that cannot be moved is gone already.
                 let _ = cx.fabric.modify_qp(wire.qp, Step::Err);
             }

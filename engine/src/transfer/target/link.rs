@@ -183,8 +183,9 @@ impl Target {
         let Some(link) = self.links.get_mut(&peer) else { return };
         link.state = State::Down;
         for qp in &link.qps {
-            if !matches!(cx.fabric.qp_state(*qp), Ok(QpState::Err | QpState::Reset)) {
-                // A queue pair that cannot be moved is gone, which fences as well.
+            // Also one that failed by itself: its device may still be at work for it.
+            if cx.fabric.qp_state(*qp) != Ok(QpState::Reset) {
+                // Where this fails the connection is cut all the same, or the device is lost.
                 let _ = cx.fabric.modify_qp(*qp, Step::Err);
             }
         }
