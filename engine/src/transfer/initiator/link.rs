@@ -340,18 +340,22 @@ impl Initiator {
         }
         link.state = State::Down;
         (link.served, link.yielding, link.wanted) = (false, false, false);
+        let mut lost = false;
         for wire in &mut link.wires {
             for id in wire.blocked.drain(..) {
                 self.jobs[id as usize].blocked = None;
             }
             // Also one that failed by itself: its device may still read or write for it.
             if cx.fabric.qp_state(wire.qp) != Ok(QpState::Reset) {
-                // A queue pair that cannot be moved is gone already.
-                let _ = cx.fabric.modify_qp(wire.qp, Step::Err);
+                // One that cannot be moved is gone, or its device does not flush it: nobody may wait for its completions.
+                lost |= cx.fabric.modify_qp(wire.qp, Step::Err).is_err();
             }
         }
         for index in link.rooms.clone() {
             self.drop_jobs(index);
+        }
+        if lost {
+            self.scrap(cx, peer);
         }
         if tell && self.config.rules.ask {
             self.ask(peer);
