@@ -1,0 +1,90 @@
+//! Processes that stand still for longer than their lease, while their NIC goes on.
+
+use std::time::Duration;
+
+use engine::driver;
+use engine::time::Span;
+use kvrail_tests::cluster::{Cluster, Devices};
+use kvrail_tests::network::{Netem, wait_for_bytes};
+
+use crate::{PATIENCE, secs, sleep};
+
+const LEASE: Span = Span::s(2);
+
+/// Stops `name` in mid-transfer past its lease while its peers need the pages that it is using, and lets it go on.
+fn paused(name: &str, column: &str, sets: &[&str]) {
+    let Some(devices) = Devices::find() else { return };
+    let common = [
+        "transfer.lease=2s",
+        // A wire that is slow on purpose is no dead peer; and a NIC that is not answered goes on for as long as the test.
+        "transfer.ack_timeout=19",
+        "cluster.prefill.tp=1",
+        "cluster.decode.tp=1",
+        "policy.routing=round-robin",
+        "workload.arrival={fixed: {rate: 6}}",
+        "workload.synthetic={requests: 90, prompt: {fixed: 256}, output: {fixed: 8}}",
+    ];
+    let sets: Vec<&str> = common.iter().chain(sets).copied().collect();
+    let mut cluster = Cluster::start(&devices, "quickstart", &sets);
+    let begun = cluster.begin(PATIENCE);
+    cluster.wait_for_requests(4, PATIENCE);
+    let slow = Netem::on("veth0", "rate 6mbit");
+    wait_for_bytes("veth0", 750_000, PATIENCE);
+    cluster.signal(name, "STOP");
+    let stopped = driver::now().since(begun);
+    // The lease runs out, its peers fence and use the pages again, and what its NIC still had to do would come meanwhile.
+    sleep(LEASE + Span::s(1));
+    slow.change("rate 1gbit");
+    sleep(Span::s(3));
+    cluster.signal(name, "CONT");
+    let again = driver::now().since(begun);
+    let outcome = cluster.finish(Duration::from_secs(90));
+    // Decode compares every byte at Success, and again when it gives pages back: wrong content is a violation.
+    outcome.assert_nothing_left();
+    assert_eq!(outcome.rows.len(), 90);
+
+    let failed: Vec<_> = outcome.rows.iter().filter(|row| !row.succeeded()).collect();
+    let cut = failed.iter().filter(|row| row.time("transfer_start_ps").is_some()).count();
+    assert!(cut > 0, "none was in mid-transfer");
+    for row in &failed {
+        assert_ne!(row.number(column), Some(1), "the other's requests go on: {row:?}");
+        let end = row.time("end_ps").expect("it ended");
+        assert!(end <= stopped + LEASE * 2, "later than twice the lease after {stopped:?}: {row:?}");
+    }
+    let meanwhile = outcome.rows.iter().filter(|row| {
+        row.succeeded() && row.time("success_ps").is_some_and(|at| at > stopped + LEASE && at < again)
+    });
+    let meanwhile = meanwhile.count();
+    assert!(meanwhile >= 4, "{meanwhile} requests used the pages meanwhile");
+    let last = failed.iter().filter_map(|row| row.time("end_ps")).max().unwrap_or_default();
+    let served = outcome.rows.iter().filter(|row| {
+        row.number(column) == Some(0) && row.time("transfer_start_ps").is_some_and(|at| at > again)
+    });
+    let (served, fine) = (served.clone().count(), served.filter(|row| row.succeeded()).count());
+    assert!(served > 0 && fine == served, "after it went on {name} served {fine} of {served}");
+    println!(
+        "{name} stopped from {:.2} s to {:.2} s: {} requests failed, {cut} of them in mid-transfer, the last {:.2} s after the stop (lease {} s); \
+         {meanwhile} used the pages between lease and going on; {served} served by it afterwards",
+        secs(stopped),
+        secs(again),
+        failed.len(),
+        secs(last) - secs(stopped),
+        secs(LEASE),
+    );
+}
+
+/// Decode has pages for five requests at a time: those that the stopped prefill's NIC writes to have new owners at once.
+#[test]
+fn paused_prefill() {
+    paused("prefill-0", "prefill_instance", &["cluster.decode.memory=2560KiB"]);
+}
+
+/// The same on the side that is read from.
+#[test]
+fn paused_decode_that_reads() {
+    paused(
+        "decode-0",
+        "decode_instance",
+        &["policy.direction=pull", "cluster.prefill.memory=2560KiB", "batch.prefix_cache=false"],
+    );
+}
