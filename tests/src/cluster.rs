@@ -292,6 +292,15 @@ impl Cluster {
         }
     }
 
+    /// Id of a process.
+    ///
+    /// # Panics
+    /// If there is no such process.
+    #[must_use]
+    pub fn pid(&self, name: &str) -> u32 {
+        self.processes.get(name).unwrap_or_else(|| panic!("no process {name}")).id()
+    }
+
     /// Whether a process still runs.
     pub fn runs(&mut self, name: &str) -> bool {
         self.processes.get_mut(name).is_some_and(|child| matches!(child.try_wait(), Ok(None)))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use engine::driver;
 use engine::time::Span;
 use kvrail_tests::cluster::{Cluster, Devices};
-use kvrail_tests::network::{Netem, wait_for_bytes};
+use kvrail_tests::network::{Discipline, wait_for_bytes};
 
 use crate::{PATIENCE, secs, sleep};
 
@@ -28,11 +28,11 @@ fn killed_prefill() {
     let begun = cluster.begin(PATIENCE);
     cluster.wait_for_requests(4, PATIENCE);
     // A request's 0.5 MB take half a second of the whole wire now, and three of each prefill arrive in a second.
-    let slow = Netem::on("veth0", "rate 8mbit");
+    let slow = Discipline::slow("veth0", "8mbit");
     wait_for_bytes("veth0", 1_000_000, PATIENCE);
     cluster.signal("prefill-0", "KILL");
     let killed = driver::now().since(begun);
-    slow.change("rate 1gbit");
+    slow.rate("1gbit");
     sleep(lease * 2);
     cluster.spawn("prefill-0");
     let again = driver::now().since(begun);
@@ -84,12 +84,12 @@ fn killed_registry() {
     let mut cluster = Cluster::start(&devices, "quickstart", &sets);
     let begun = cluster.begin(PATIENCE);
     cluster.wait_for_requests(3, PATIENCE);
-    let slow = Netem::on("veth0", "rate 8mbit");
+    let slow = Discipline::slow("veth0", "8mbit");
     wait_for_bytes("veth0", 1_000_000, PATIENCE);
     cluster.signal("registry", "KILL");
     let killed = driver::now().since(begun);
     // What has its pages comes to its end of transfer meanwhile.
-    slow.change("rate 1gbit");
+    slow.rate("1gbit");
     sleep(Span::ms(1500));
     cluster.spawn("registry");
     let again = driver::now().since(begun);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kvrail_tests::cluster::{Cluster, Devices};
-use kvrail_tests::network::Netem;
+use kvrail_tests::network::Discipline;
 
 use crate::PATIENCE;
 
@@ -20,11 +20,11 @@ fn one_packet_of_a_hundred_is_lost() {
     let sets = [&SETS[..], &["transfer.reposts=50"]].concat();
     let cluster = Cluster::start(&devices, "quickstart", &sets);
     cluster.begin(PATIENCE);
-    let wire = Netem::on_both("loss 1%");
+    let wire = Discipline::on_both("netem limit 100000 loss 1%");
     let outcome = {
         // Counted before the discipline goes, and it goes after the nodes.
         let outcome = cluster.finish(Duration::from_secs(90));
-        let dropped: u64 = wire.iter().map(Netem::dropped).sum();
+        let dropped: u64 = wire.iter().map(Discipline::dropped).sum();
         assert!(dropped > 0, "no packet was lost");
         println!("{dropped} packets lost");
         outcome
@@ -41,7 +41,7 @@ fn twenty_milliseconds_away() {
     let Some(devices) = Devices::find() else { return };
     let cluster = Cluster::start(&devices, "quickstart", &SETS);
     cluster.begin(PATIENCE);
-    let wire = Netem::on_both("delay 20ms");
+    let wire = Discipline::on_both("netem limit 100000 delay 20ms");
     let outcome = cluster.finish(Duration::from_secs(90));
     drop(wire);
     outcome.assert_clean();
