@@ -6,7 +6,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use engine::fabric::{Lane, Plan};
 use engine::registry::{Facts, RankFacts};
-use engine::transfer::{PagePool, PageTable, Pairing, PlanLimits, Share, layout_of, plan};
+use engine::transfer::{PagePool, PageTable, Pairing, PlanLimits, Reach, Share, layout_of, plan};
 use models::{DType, presets};
 use std::hint::black_box;
 
@@ -31,7 +31,8 @@ fn share(src_tp: u32, dst_tp: u32) -> Share {
         facts
     };
     let (src, dst) = (side(src_tp), side(dst_tp));
-    let pairing = Pairing::new(&model, DType::Bf16, &src, &dst, Default::default(), 1).expect("a pairing");
+    let pairing =
+        Pairing::new(&model, DType::Bf16, &src, &dst, Default::default(), 1, &Reach::Any).expect("a pairing");
     pairing.feeds[0].shares[0].clone()
 }
 

@@ -5,7 +5,9 @@ use engine::fabric::Plan;
 use engine::id::Page;
 use engine::policy::ReplicaChoice;
 use engine::registry::{Facts, PageRun, RankFacts};
-use engine::transfer::{PageTable, PairFeed, Pairing, PlanLimits, PlanningError, Share, layout_of, plan};
+use engine::transfer::{
+    PageTable, PairFeed, Pairing, PlanLimits, PlanningError, Reach, Share, layout_of, plan,
+};
 use models::{Attention, DType, IndexK, Layout, Model, PageOrder, Parallel, PoolLayout, presets};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -157,7 +159,16 @@ impl Case {
         Self { model, src, dst }
     }
     fn pairing(&self) -> Pairing {
-        Pairing::new(&self.model, DType::Bf16, &self.src, &self.dst, ReplicaChoice::ByDestination, 1).unwrap()
+        Pairing::new(
+            &self.model,
+            DType::Bf16,
+            &self.src,
+            &self.dst,
+            ReplicaChoice::ByDestination,
+            1,
+            &Reach::Any,
+        )
+        .unwrap()
     }
     /// Checks the plan of every share, for the WRITEs of push and for the READs of pull.
     fn check(

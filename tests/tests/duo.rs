@@ -83,8 +83,16 @@ impl Duo {
             Layout::new(&model, DType::Bf16, Parallel::default(), 16, PageOrder::TokenMajor).unwrap();
         let mut memory = |host: usize, access| {
             let fabric = fabrics.host(host);
-            InstanceMemory::new(fabric, layout.clone(), Memory::Phantom, PAGES, config.slots, 2, access)
-                .unwrap()
+            InstanceMemory::new(
+                fabric,
+                layout.clone(),
+                Memory::Phantom,
+                PAGES,
+                config.slots,
+                (2, &config.reach),
+                access,
+            )
+            .unwrap()
         };
         let direction = config.direction;
         let rights = match direction {
@@ -95,7 +103,7 @@ impl Duo {
         let (src_facts, dst_facts) = (src.facts(), dst.facts());
         let pair = |prefill, decode| {
             let replica = ReplicaChoice::ByDestination;
-            Pairing::new(&model, DType::Bf16, prefill, decode, replica, config.rails).unwrap()
+            Pairing::new(&model, DType::Bf16, prefill, decode, replica, config.rails, &config.reach).unwrap()
         };
         let pairing = Arc::new(match direction {
             Direction::Push => pair(&src_facts, &dst_facts),

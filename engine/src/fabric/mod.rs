@@ -144,7 +144,8 @@ pub trait Fabric: Send {
     fn destroy_srq(&mut self, srq: SrqId) -> Result<()>;
     /// Makes a queue pair (RC) in RESET.
     fn create_qp(&mut self, port: PortId, spec: QpSpec) -> Result<QpId>;
-    /// What a peer needs to connect to it. The first PSN is drawn anew at every step to INIT.
+    /// What a peer needs to connect to it. The first PSN is drawn anew at every step to INIT; after a step to RESET or ERR the
+    /// number may be another one too.
     fn endpoint(&self, qp: QpId) -> Result<Endpoint>;
     /// One state change; a refused one changes nothing. To ERR: everything outstanding completes flushed.
     /// To RESET: outstanding work and completions not yet polled are discarded.
@@ -154,7 +155,8 @@ pub trait Fabric: Send {
     /// Destroys it; outstanding work and completions are discarded.
     fn destroy_qp(&mut self, qp: QpId) -> Result<()>;
 
-    /// Posts a chain with one doorbell. Legal in RTS; in ERR every request completes flushed.
+    /// Posts a chain with one doorbell. Legal in RTS; in ERR every request completes flushed. A full queue
+    /// refuses in ERR too; as the device empties it at the same time, when it has room again is a race.
     fn post_send(&mut self, qp: QpId, chain: &[Item<'_>]) -> Result<(), Refused>;
     /// Posts receives on a queue pair's own receive queue. Legal from INIT on.
     fn post_recv(&mut self, qp: QpId, recv: Recv<'_>) -> Result<(), Refused>;

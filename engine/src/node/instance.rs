@@ -88,7 +88,7 @@ impl InstanceConfig {
         }
         let layout = Layout::new(&self.model, self.dtype, self.parallel, self.page_size, self.order)?;
         let t = &self.transfer;
-        InstanceMemory::new(fabric, layout, self.memory, self.pages, t.slots, t.rails, access)
+        InstanceMemory::new(fabric, layout, self.memory, self.pages, t.slots, (t.rails, &t.reach), access)
             .map_err(|why| StartError::Fabric { what: "KV pools", why })
     }
     /// What it registers with. An instance of the other direction has another fingerprint, so that the registry refuses it.
@@ -148,7 +148,7 @@ impl Peers {
 /// The pairing of prefill's and decode's facts.
 pub(super) fn pair(config: &InstanceConfig, src: &Facts, dst: &Facts) -> Result<Arc<Pairing>, PairingError> {
     let t = &config.transfer;
-    let pairing = Pairing::new(&config.model, config.dtype, src, dst, t.replica, t.rails)?;
+    let pairing = Pairing::new(&config.model, config.dtype, src, dst, t.replica, t.rails, &t.reach)?;
     Ok(Arc::new(match t.direction {
         Direction::Push => pairing,
         Direction::Pull => pairing.reversed(),

@@ -193,6 +193,16 @@ pub enum LinkBody {
         /// The offer.
         offer: u32,
     },
+    /// Target to initiator: others wait for queue pairs; close this link between two parts, once it has moved something.
+    Yield {
+        /// The offer on which the link stands.
+        offer: u32,
+    },
+    /// Either way: my end is gone, because others need its queue pairs and nothing used them. Whoever still needs the link asks anew.
+    Close {
+        /// The newest offer that the sender knows of.
+        offer: u32,
+    },
     /// Either way: this pair of instances cannot be linked.
     Refuse {
         /// Why.

@@ -440,6 +440,14 @@ fn put_link(out: &mut Vec<u8>, body: &LinkBody) {
             put(out, (*offer).into());
         }
         LinkBody::Refuse { reason } => out.extend([4, *reason as u8]),
+        LinkBody::Close { offer } => {
+            out.push(6);
+            put(out, (*offer).into());
+        }
+        LinkBody::Yield { offer } => {
+            out.push(7);
+            put(out, (*offer).into());
+        }
     }
 }
 
@@ -476,11 +484,13 @@ fn link(from: &mut Reader<'_>) -> Result<LinkBody, FrameError> {
         },
         3 => LinkBody::Ready { offer: from.u32("offer")? },
         4 => LinkBody::Refuse { reason: from.reason()? },
+        6 => LinkBody::Close { offer: from.u32("offer")? },
+        7 => LinkBody::Yield { offer: from.u32("offer")? },
         value => {
             return Err(FrameError::Value {
                 field: "kind of link message",
                 value: value.into(),
-                right: "0 to 5",
+                right: "0 to 7",
             });
         }
     })

@@ -1,5 +1,6 @@
 //! Parameters of the transfer engine, and the switches of its protocol rules.
 
+use super::reach::Reach;
 use crate::fabric::{Limits, RnrTimer, Rts};
 use crate::policy::{Direction, Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window};
 use crate::time::Span;
@@ -9,6 +10,11 @@ use crate::time::Span;
 pub struct TransferConfig {
     /// Queue pairs for each pair of ranks. Equal on both sides.
     pub rails: u16,
+    /// Queue pairs that an instance has at a time, at most. A link that needs some takes them from one that nothing uses, the one used
+    /// longest ago first, and waits where there is none.
+    pub max_queue_pairs: u32,
+    /// Which ports reach each other. Equal on both sides.
+    pub reach: Reach,
     /// How work is spread over them. Equal on both sides: receives are promised by it.
     pub rail_policy: RailPolicy,
     /// Which copy of replicated KV sends. Equal on both sides.
@@ -58,6 +64,8 @@ impl Default for TransferConfig {
     fn default() -> Self {
         Self {
             rails: 1,
+            max_queue_pairs: u32::MAX,
+            reach: Reach::default(),
             rail_policy: RailPolicy::default(),
             replica: ReplicaChoice::default(),
             direction: Direction::default(),

@@ -5,6 +5,7 @@
 
 use super::pages::PageTable;
 use super::pairing::{LAYER_STRIDE, stream_position};
+use super::reach::Reach;
 use super::wire::{AUX_BYTES, AuxRow, SLOT_BYTES};
 use crate::fabric::{Access, Content, Error, Extent, Fabric, Grid, Memory, Mr};
 use crate::id::{BufId, PortId, Rank, RequestId};
@@ -60,8 +61,6 @@ pub struct RankMemory {
     pub pools: Vec<Pool>,
     /// Aux slots. Of prefill's, only pull uses more than the first bytes: as scratch for inline requests.
     pub aux: Pool,
-    /// Ports by rail.
-    pub ports: Vec<PortId>,
 }
 
 /// Memory of all ranks of an instance.
@@ -74,22 +73,23 @@ pub struct InstanceMemory {
     pub ranks: Vec<RankMemory>,
 }
 
-/// The port of a rank's rail, out of the `ports` of its instance: ranks are spread evenly over the ports, and rails go on from
-/// there. Both sides work out each other's with it.
+/// The port that a rank's rail wants, out of the `ports` of its instance: ranks are spread evenly over the ports, and rails go on
+/// from there. Both sides work out each other's with it; where the network does not join two of them, [`Reach`] says which instead.
 pub fn port_of(rank: Rank, ranks: usize, rail: u16, ports: usize) -> PortId {
     let ports = ports.max(1);
     PortId(((rank.index() * ports / ranks.max(1) + usize::from(rail)) % ports) as u32)
 }
 
 impl InstanceMemory {
-    /// Allocates and registers. `pages` and `slots` are those of each rank.
+    /// Allocates and registers. `pages` and `slots` are those of each rank. Pools are registered on the ports of their rank's rails; where
+    /// `reach` may ask for another port than a rail wants, on all.
     pub fn new(
         fabric: &mut dyn Fabric,
         layout: Layout,
         kind: Memory,
         pages: u32,
         slots: u32,
-        rails: u16,
+        (rails, reach): (u16, &Reach),
         access: Access,
     ) -> Result<Self, Error> {
         let parallel = layout.parallel();
@@ -98,7 +98,10 @@ impl InstanceMemory {
         for rank in 0..ranks_in_all {
             let count = fabric.ports().len();
             let port = |rail| port_of(Rank(rank as u16), ranks_in_all as usize, rail, count);
-            let ports: Vec<PortId> = (0..rails).map(port).collect();
+            let ports: Vec<PortId> = match reach {
+                Reach::Any => (0..rails).map(port).collect(),
+                Reach::SameRail | Reach::Pairs(_) => (0..count as u32).map(PortId).collect(),
+            };
             let Some(rank) = layout.world_rank(rank) else { continue };
             let mut pools = Vec::new();
             for pool in rank.pools() {
@@ -113,7 +116,7 @@ impl InstanceMemory {
             let aux =
                 Grid { buffers: 1, pitch: u64::from(slots) * SLOT_BYTES, pages: slots, page: SLOT_BYTES };
             let aux = Pool::new(fabric, Memory::Host, aux, &ports, access)?;
-            ranks.push(RankMemory { pools, aux, ports });
+            ranks.push(RankMemory { pools, aux });
         }
         Ok(Self { layout, pages, slots, ranks })
     }

@@ -1,7 +1,9 @@
 //! What two instances have to say to each other: the relation of their layouts, made once per pair.
 
+use super::memory::port_of;
+use super::reach::Reach;
 use crate::fabric::{Lane, Lanes};
-use crate::id::Rank;
+use crate::id::{PortId, Rank};
 use crate::policy::ReplicaChoice;
 use crate::registry::{Facts, RankFacts};
 use models::{
@@ -36,6 +38,9 @@ pub enum PairingError {
         /// Of what.
         what: &'static str,
     },
+    /// Hosts of which no port reaches one of the other.
+    #[error("no port of the prefill host ({0} ports) reaches a port of the decode host ({1} ports)")]
+    Unreachable(usize, usize),
     /// More source ranks than an aux slot has cells for.
     #[error("{0} source ranks in a group, at most {max} are supported", max = super::wire::MAX_SOURCES)]
     Sources(u32),
@@ -139,6 +144,10 @@ pub struct Wire {
     pub dst: Rank,
     /// Rail, 0 to `rails - 1`.
     pub rail: u16,
+    /// The initiator's port.
+    pub src_port: PortId,
+    /// The target's port.
+    pub dst_port: PortId,
 }
 
 /// The relation of a prefill and a decode instance, as initiator (`src`) and target (`dst`) of the requests see it. In push, where
@@ -168,6 +177,7 @@ impl Pairing {
         dst: &Facts,
         replica: ReplicaChoice,
         rails: u16,
+        reach: &Reach,
     ) -> Result<Self, PairingError> {
         let (src_layout, dst_layout) = (layout_of(model, dtype, src)?, layout_of(model, dtype, dst)?);
         for (layout, facts, what) in [(&src_layout, src, "rank list"), (&dst_layout, dst, "rank list")] {
@@ -247,17 +257,30 @@ impl Pairing {
             feeds_of.push(start..feeds.len());
         }
         let mut wires = Vec::new();
+        let port_count = |facts: &Facts, rank: Rank| facts.ranks[rank.index()].aux.rkeys.len().max(1);
         for src_group in 0..src.dp {
             for dst_group in 0..dst.dp {
                 for (index, feed) in feeds.iter().enumerate() {
+                    let from = world(&src_layout, src_group, feed.src.0.into());
+                    let to = world(&dst_layout, dst_group, feed.dst.0.into());
+                    let ports = (port_count(src, from), port_count(dst, to));
                     for rail in 0..rails {
+                        let wanted = (
+                            port_of(from, src.ranks.len(), rail, ports.0),
+                            port_of(to, dst.ranks.len(), rail, ports.1),
+                        );
+                        let (src_port, dst_port) = reach
+                            .nearest(wanted, ports)
+                            .ok_or(PairingError::Unreachable(ports.0, ports.1))?;
                         wires.push(Wire {
                             feed: index as u16,
                             src_group,
                             dst_group,
-                            src: world(&src_layout, src_group, feed.src.0.into()),
-                            dst: world(&dst_layout, dst_group, feed.dst.0.into()),
+                            src: from,
+                            dst: to,
                             rail,
+                            src_port,
+                            dst_port,
                         });
                     }
                 }
@@ -313,6 +336,8 @@ impl Pairing {
                 dst_group: wire.src_group,
                 src: wire.dst,
                 dst: wire.src,
+                src_port: wire.dst_port,
+                dst_port: wire.src_port,
                 ..wire
             })
             .collect();
@@ -378,7 +403,7 @@ mod tests {
     }
 
     fn pairing(model: &Model, src: &Facts, dst: &Facts, rails: u16) -> Pairing {
-        Pairing::new(model, DType::Bf16, src, dst, ReplicaChoice::ByDestination, rails).unwrap()
+        Pairing::new(model, DType::Bf16, src, dst, ReplicaChoice::ByDestination, rails, &Reach::Any).unwrap()
     }
 
     fn parallel() -> impl Strategy<Value = Parallel> {
@@ -399,6 +424,7 @@ mod tests {
             pages in (1u32..5, 1u32..5),
             orders: (bool, bool),
             rails in 1u16..4,
+            (ports, joined) in ((1usize..5, 1usize..5), prop::collection::vec((0u32..5, 0u32..5), 1..4)),
         ) {
             let model = presets::lookup(name).unwrap();
             let (src, dst) = (facts(&model, a, pages.0, orders.0), facts(&model, b, pages.1, orders.1));
@@ -427,6 +453,32 @@ mod tests {
                 }
             }
             prop_assert_eq!(seen.len(), pairing.wires.len());
+            // On whichever ports there are, only such as reach each other; and both directions see the same.
+            let (mut src, mut dst) = (src.clone(), dst.clone());
+            for (facts, count) in [(&mut src, ports.0), (&mut dst, ports.1)] {
+                facts.ranks.iter_mut().for_each(|rank| rank.aux.rkeys = vec![1; count]);
+            }
+            for reach in [Reach::Any, Reach::SameRail, Reach::Pairs(joined.into())] {
+                let there = |p: &PortId, count| p.index() < count;
+                match Pairing::new(&model, DType::Bf16, &src, &dst, ReplicaChoice::ByDestination, rails, &reach) {
+                    Ok(pairing) => {
+                        let fine = |w: &Wire| reach.joins(w.src_port, w.dst_port)
+                            && there(&w.src_port, ports.0) && there(&w.dst_port, ports.1);
+                        prop_assert!(pairing.wires.iter().all(fine));
+                        let mut ends: Vec<_> = pairing.wires.iter().map(|w| (w.src_port, w.dst_port)).collect();
+                        let mut back: Vec<_> =
+                            pairing.reversed().wires.iter().map(|w| (w.dst_port, w.src_port)).collect();
+                        ends.sort();
+                        back.sort();
+                        prop_assert_eq!(ends, back);
+                    }
+                    Err(error) => {
+                        prop_assert_eq!(error, PairingError::Unreachable(ports.0, ports.1));
+                        let all = (0..ports.0 as u32).flat_map(|a| (0..ports.1 as u32).map(move |b| (a, b)));
+                        prop_assert!(!all.into_iter().any(|(a, b)| reach.joins(PortId(a), PortId(b))));
+                    }
+                }
+            }
             // One aux row for each destination rank, from among its feeds; distinct senders.
             for (dst_rank, range) in pairing.feeds_of.iter().enumerate() {
                 let feeds = &pairing.feeds[range.clone()];
@@ -472,7 +524,8 @@ mod tests {
         let model = presets::lookup("tiny-gqa").unwrap();
         let good = facts(&model, Parallel::tp(4), 16, false);
         let new = |src: &Facts| {
-            Pairing::new(&model, DType::Bf16, src, &good, ReplicaChoice::ByDestination, 1).map(|_| ())
+            Pairing::new(&model, DType::Bf16, src, &good, ReplicaChoice::ByDestination, 1, &Reach::Any)
+                .map(|_| ())
         };
         assert_eq!(new(&good), Ok(()));
         let mut short = good.clone();

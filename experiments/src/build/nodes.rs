@@ -10,14 +10,16 @@ use engine::node::{
 use engine::policy;
 use engine::registry::{Registry, RegistryConfig, SessionConfig};
 use engine::time::Span;
-use engine::transfer::{Rules, TransferConfig};
+use engine::transfer::{Reach, Rules, TransferConfig};
 use models::Picos;
 use sim::world::AnyNode;
 
 use super::RunError;
 use crate::compute::Profile;
 use crate::report::Leaks;
-use crate::spec::{Admission, Direction, Granularity, Order, Rails, Replica, Routing, SideSpec, Spec};
+use crate::spec::{
+    Admission, Direction, Granularity, Order, PortReach, Rails, Replica, Routing, SideSpec, Spec,
+};
 
 /// The router's number; the registry is node 0.
 pub(crate) const ROUTER: NodeId = NodeId(1);
@@ -180,6 +182,12 @@ fn transfer(spec: &Spec) -> TransferConfig {
     let t = &spec.transfer;
     TransferConfig {
         rails: u16::try_from(t.queue_pairs).unwrap_or(u16::MAX),
+        max_queue_pairs: t.max_queue_pairs,
+        reach: match &t.reach {
+            PortReach::Any => Reach::Any,
+            PortReach::SameRail => Reach::SameRail,
+            PortReach::Pairs(pairs) => Reach::Pairs(pairs.as_slice().into()),
+        },
         rail_policy: match spec.policy.rails {
             Rails::Pinned => policy::RailPolicy::Pinned,
             Rails::Striped => policy::RailPolicy::Striped,

@@ -53,6 +53,12 @@ pub struct TransferSpec {
     /// Queue pairs per pair of ranks that exchange KV.
     #[serde(deserialize_with = "field::queue_pairs")]
     pub queue_pairs: u32,
+    /// Queue pairs that an instance has at a time, at most, and never more than the device can have. A pair of instances that needs some
+    /// takes those of one that moves nothing, or waits its turn.
+    #[serde(deserialize_with = "field::count")]
+    pub max_queue_pairs: u32,
+    /// Which NIC port of a prefill host reaches which of a decode host.
+    pub reach: PortReach,
     /// Work requests a send queue holds.
     #[serde(deserialize_with = "field::count")]
     pub send_depth: u32,
@@ -107,6 +113,8 @@ impl Default for TransferSpec {
     fn default() -> Self {
         TransferSpec {
             queue_pairs: 1,
+            max_queue_pairs: 1_000_000,
+            reach: PortReach::Any,
             send_depth: 8192,
             receive_depth: 16_384,
             max_sge: 16,
@@ -133,6 +141,18 @@ const S: u64 = 1_000_000_000_000;
 
 const fn us(us: u64) -> Picos {
     Picos(us * 1_000_000)
+}
+
+/// Which NIC port of a prefill host reaches which of a decode host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum PortReach {
+    /// Each reaches all.
+    Any,
+    /// Each reaches the one of its own number: a network for each rail.
+    SameRail,
+    /// These: (prefill's port, decode's port), counted from 0.
+    Pairs(Vec<(u32, u32)>),
 }
 
 /// What decides who, what and when.

@@ -28,8 +28,8 @@ use crate::compute;
 pub use checks::{Bound, FaultSpec, LinkDown, QueuePairError, SloSpec};
 pub use cluster::{Capacity, ClusterSpec, MAX_PAGES, MemorySpec, SideSpec, TopologySpec};
 pub use engine::{
-    Admission, BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, Order, PolicySpec, Rails,
-    Replica, Routing, TransferSpec, WindowSpec,
+    Admission, BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, Order, PolicySpec, PortReach,
+    Rails, Replica, Routing, TransferSpec, WindowSpec,
 };
 pub use error::{Place, SpecError};
 pub(crate) use error::{nearest, rephrase};

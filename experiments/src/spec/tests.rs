@@ -224,3 +224,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn links_that_cannot_be_are_refused() {
+    let text = "model: tiny-gqa\ncluster: {prefill: {tp: 2}, decode: {tp: 4}, nics_per_host: 2}\n";
+    let few = problem(text, &["transfer.max_queue_pairs=3"]);
+    assert!(few.contains("transfer.max_queue_pairs") && few.contains("need 4 between them"), "{few}");
+    let apart = problem(text, &["transfer.reach={pairs: [[7, 7]]}"]);
+    assert!(apart.contains("transfer.reach") && apart.contains("ports 0 to 0"), "{apart}");
+}

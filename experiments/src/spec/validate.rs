@@ -7,7 +7,9 @@ use models::{ByteSize, Layout, Model, Picos, Relation, config, presets};
 use super::engine::AUTO;
 use super::locate::Segment;
 use super::workload::Length;
-use super::{Direction, Granularity, MemorySpec, Rails, SideSpec, Spec, TopologySpec, is_path, nearest};
+use super::{
+    Direction, Granularity, MemorySpec, PortReach, Rails, SideSpec, Spec, TopologySpec, is_path, nearest,
+};
 use crate::compute::{self, Profile};
 use crate::{nic, report};
 
@@ -106,6 +108,7 @@ impl Spec {
         };
         let relation = Relation::new(&prefill, &decode).or_else(|error| wrong("cluster", error))?;
         self.credits(&relation)?;
+        self.links(&relation)?;
         self.real_memory(&[(&self.cluster.prefill, &prefill), (&self.cluster.decode, &decode)])
     }
 
@@ -148,6 +151,37 @@ impl Spec {
                     self.transfer.receive_depth
                 ),
             );
+        }
+        Ok(())
+    }
+
+    /// Two instances can have all queue pairs that they need of each other, and some ports to have them on.
+    fn links(&self, relation: &Relation) -> Result<(), Problem> {
+        let feeds: usize = (0..relation.dst_ranks()).map(|rank| relation.feeds(rank).len()).sum();
+        let groups = u64::from(self.cluster.prefill.dp) * u64::from(self.cluster.decode.dp);
+        let needed = feeds as u64 * groups * u64::from(self.transfer.queue_pairs);
+        if needed > u64::from(self.transfer.max_queue_pairs) {
+            return wrong(
+                "transfer.max_queue_pairs",
+                format!(
+                    "{} are too few: a prefill and a decode instance need {needed} between them",
+                    self.transfer.max_queue_pairs
+                ),
+            );
+        }
+        if let PortReach::Pairs(pairs) = &self.transfer.reach {
+            let (prefill, decode) = (self.ports(&self.cluster.prefill), self.ports(&self.cluster.decode));
+            let there = |(a, b): &(u32, u32)| *a < prefill && *b < decode;
+            if !pairs.iter().any(there) {
+                return wrong(
+                    "transfer.reach.pairs",
+                    format!(
+                        "none of these joins two ports that there are: a prefill host has ports 0 to {}, a decode host 0 to {}",
+                        prefill.saturating_sub(1),
+                        decode.saturating_sub(1)
+                    ),
+                );
+            }
         }
         Ok(())
     }

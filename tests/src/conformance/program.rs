@@ -181,17 +181,17 @@ fn what() -> impl Strategy<Value = What> {
 
 fn flaw() -> impl Strategy<Value = Flaw> {
     prop_oneof![
-        70 => Just(Flaw::None),
+        80 => Just(Flaw::None),
         1 => Just(Flaw::BadRkey),
         2 => prop_oneof![2 => Just(1u8), 1 => 1u8..60].prop_map(Flaw::PastEnd),
         1 => Just(Flaw::NoRight),
         1 => Just(Flaw::Stale),
-        1 => Just(Flaw::Misaligned),
+        6 => Just(Flaw::Misaligned),
         1 => Just(Flaw::BadLkey),
         1 => Just(Flaw::LocalPastEnd),
         1 => Just(Flaw::NoLocalWrite),
-        1 => Just(Flaw::TooSmall),
-        1 => Just(Flaw::BadReceiveKey),
+        5 => Just(Flaw::TooSmall),
+        5 => Just(Flaw::BadReceiveKey),
         2 => Just(Flaw::NoReceive),
         2 => Just(Flaw::LateReceive),
     ]

@@ -91,6 +91,14 @@ pub const AVOIDED: &[(&str, &str)] = &[
          pair stays in RTS",
     ),
     (
+        "a retransmission while acknowledgements come in",
+        "up to Linux 6.9 the requester and the completer are two tasks without a common lock. req_retry (rxe_req.c) sets a request up to be \
+         sent again from comp.psn on, which the completer (rxe_comp.c) moves at the same time: the packet then has the number that the \
+         responder expects, and the opcode or length of another place of the message. The responder refuses it (rxe_resp.c, check_op_seq \
+         and RESPST_ERR_LENGTH) with a NAK for an invalid request and goes to ERR; if the request was acknowledged meanwhile, nobody has \
+         a failed completion. No packet is lost here, and timeouts are long, so that nothing is sent again",
+    ),
+    (
         "a WRITE with immediate that the responder refuses, on a shared receive queue",
         "rxe_resp.c: as in the table above a receive is gone, here of the queue that others use too",
     ),

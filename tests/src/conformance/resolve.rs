@@ -403,6 +403,10 @@ impl Resolver {
         (id as u32) << 16 | u32::from(request.salt)
     }
 
+    fn takes_shared(&self, what: What, peer: End) -> bool {
+        consumes(what) && self.conns[peer.0].srq[peer.1]
+    }
+
     /// The remote place of a request, with what is wrong with it.
     fn target(&mut self, request: &Request, peer: End, at: u64, len: u32) -> Place {
         let good = self.place(peer, Region::Whole, at, len);
@@ -423,8 +427,10 @@ impl Resolver {
                 }
                 Place { region: Region::Mortal, ..good }
             }
-            // Good while it lasts.
-            Flaw::None if request.salt % 16 == 7 => Place { region: Region::Mortal, ..good },
+            // Good while it lasts; but see `quirks::AVOIDED` of what takes a shared receive.
+            Flaw::None if request.salt % 16 == 7 && !self.takes_shared(request.what, peer) => {
+                Place { region: Region::Mortal, ..good }
+            }
             _ => good,
         }
     }

@@ -28,9 +28,13 @@ pub(crate) fn simulated_count() -> u64 {
     if std::env::var("KVRAIL_VERBS").is_ok() { 500 } else { count().max(500) }
 }
 
-/// A source of programs which is the same everywhere.
-pub(crate) fn source() -> TestRunner {
-    TestRunner::new_with_rng(Config::default(), TestRng::deterministic_rng(RngAlgorithm::ChaCha))
+/// A source of programs which is the same everywhere; each stream has others.
+pub(crate) fn source(stream: u8) -> TestRunner {
+    let rng = match stream {
+        0 => TestRng::deterministic_rng(RngAlgorithm::ChaCha),
+        other => TestRng::from_seed(RngAlgorithm::ChaCha, &[other; 32]),
+    };
+    TestRunner::new_with_rng(Config::default(), rng)
 }
 
 /// What the simulated fabric makes of a script.
@@ -82,15 +86,16 @@ impl std::fmt::Display for Divergence {
     }
 }
 
-/// Runs up to `count` programs, after `prepare`, through `check`, which says in what one diverges; the first that does is shrunk in at most `tries` runs.
+/// Runs up to `count` programs of a stream, after `prepare`, through `check`, which says in what one diverges; the first that does is shrunk in at most `tries` runs.
 pub(crate) fn search(
+    stream: u8,
     count: u64,
     tries: u32,
     prepare: fn(Program) -> Program,
     coverage: &mut Coverage,
     mut check: impl FnMut(&Script, &[Expected]) -> Vec<String>,
 ) -> Option<Divergence> {
-    let (mut source, strategy) = (source(), programs());
+    let (mut source, strategy) = (source(stream), programs());
     for after in 1..=count {
         let mut tree = strategy.new_tree(&mut source).expect("no program is rejected");
         let program = prepare(tree.current());
@@ -140,7 +145,7 @@ pub(crate) fn search_races(
             }
         }
     };
-    let (mut source, strategy) = (source(), races());
+    let (mut source, strategy) = (source(0), races());
     for after in 1..=count {
         let mut tree = strategy.new_tree(&mut source).expect("no race is rejected");
         let wrong = check(&tree.current());

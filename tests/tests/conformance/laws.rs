@@ -10,6 +10,7 @@ use sim::fabric::Mistakes;
 fn random_programs_keep_the_contract_on_the_simulated_fabric() {
     let mut coverage = Coverage::default();
     let found = search(
+        0,
         simulated_count(),
         2000,
         |program| program,
@@ -29,6 +30,7 @@ fn random_programs_keep_the_contract_on_the_simulated_fabric() {
 #[test]
 fn the_same_program_does_the_same_again_and_expanded() {
     let found = search(
+        0,
         simulated_count(),
         2000,
         |program| program,

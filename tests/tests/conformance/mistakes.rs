@@ -15,6 +15,7 @@ fn every_mistake_is_seen_on_the_simulated_fabric_alone() {
     println!("mistake, programs until it was seen, requests of the shrunk program");
     for (name, mistakes) in Mistakes::each() {
         let found = search(
+            0,
             WITHIN,
             2000,
             |program| program,

@@ -55,10 +55,15 @@ fn random_programs_do_the_same_on_real_verbs() {
     let mut coverage = Coverage::default();
     let mut used = Used::new();
     let mut diverged = 0;
-    for names in DEVICES {
+    for (stream, names) in (0..).zip(DEVICES) {
         let Some(mut duo) = open(names) else { return };
-        let found =
-            search(count().div_ceil(2), 150, Program::for_devices, &mut coverage, |script, expected| {
+        let found = search(
+            stream,
+            count().div_ceil(2),
+            150,
+            Program::for_devices,
+            &mut coverage,
+            |script, expected| {
                 let seen = match run(&mut duo, script, expected, Pace::REAL) {
                     Ok(seen) => seen,
                     Err(error) => return vec![format!("objects of a program: {error}")],
@@ -73,7 +78,8 @@ fn random_programs_do_the_same_on_real_verbs() {
                     return Vec::new();
                 }
                 what
-            });
+            },
+        );
         if let Some(found) = found {
             panic!("{names:?}: {found}");
         }
@@ -121,7 +127,7 @@ fn every_mistake_is_seen_beside_real_verbs() {
     println!("mistake, programs until simulated and real verbs differed");
     for (name, mistakes) in Mistakes::each() {
         let mut n = 0;
-        let found = search(200, 0, Program::for_devices, &mut Coverage::default(), |script, expected| {
+        let found = search(0, 200, 0, Program::for_devices, &mut Coverage::default(), |script, expected| {
             n += 1;
             if real.len() < n {
                 real.push(run(&mut duo, script, expected, Pace::REAL).expect("objects of a program"));

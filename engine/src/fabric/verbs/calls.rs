@@ -129,6 +129,36 @@ impl VerbsFabric {
         (done, Ok(()))
     }
 
+    /// Makes a queue pair of the device, in RESET.
+    pub(super) fn make_pair(&mut self, id: QpId, port: PortId, spec: &QpSpec) -> Result<sys::Pair> {
+        let nic = self.rail(port)?.nic;
+        let send_cq = find(&mut self.cqs, spec.send_cq.index(), "completion queue")?.raw.raw();
+        let recv_cq = find(&mut self.cqs, spec.recv_cq.index(), "completion queue")?.raw.raw();
+        let srq = match spec.srq {
+            Some(srq) => find(&mut self.srqs, srq.index(), "shared receive queue")?.raw.raw(),
+            None => null_mut(),
+        };
+        let receives = if spec.srq.is_some() { 0 } else { spec.max_recv + list::RESERVED };
+        let mut init = ffi::ibv_qp_init_attr {
+            qp_context: id.index() as *mut c_void,
+            send_cq,
+            recv_cq,
+            srq,
+            cap: ffi::ibv_qp_cap {
+                max_send_wr: spec.max_send + list::RESERVED,
+                max_recv_wr: receives,
+                max_send_sge: spec.max_sge.max(1),
+                max_recv_sge: spec.max_sge.max(1),
+                max_inline_data: spec.max_inline,
+            },
+            qp_type: ffi::ibv_qp_type::IBV_QPT_RC,
+            sq_sig_all: 0,
+        };
+        // SAFETY: domain, queues and attributes are valid and of one device; the tag is a number.
+        let pair = unsafe { ffi::ibv_create_qp(self.nics[nic].context.pd, &mut init) };
+        sys::Pair::new(pair).map_err(system("ibv_create_qp"))
+    }
+
     /// A failed queue pair whose receives the device may not look at by itself.
     fn kick(&self, qp: QpId) {
         if let Ok(qp) = self.qp(qp)
@@ -283,39 +313,17 @@ impl Fabric for VerbsFabric {
         ] {
             check(value <= most, what, value.into(), right)?;
         }
-        let mut queues = [null_mut(); 2];
-        for (cq, raw) in [spec.send_cq, spec.recv_cq].into_iter().zip(&mut queues) {
+        for cq in [spec.send_cq, spec.recv_cq] {
             let own = find(&mut self.cqs, cq.index(), "completion queue")?;
             check(own.port == port, "port", port.0.into(), "a completion queue of the same port")?;
-            *raw = own.raw.raw();
         }
-        let mut shared = null_mut();
         if let Some(srq) = spec.srq {
             check(spec.max_recv == 0, "max_recv", spec.max_recv.into(), "0 with a shared receive queue")?;
             let own = find(&mut self.srqs, srq.index(), "shared receive queue")?;
             check(own.port == port, "port", port.0.into(), "a shared receive queue of the same port")?;
-            shared = own.raw.raw();
         }
         let id = QpId(self.qps.len() as u32);
-        let receives = if spec.srq.is_some() { 0 } else { spec.max_recv + list::RESERVED };
-        let mut init = ffi::ibv_qp_init_attr {
-            qp_context: id.index() as *mut c_void,
-            send_cq: queues[0],
-            recv_cq: queues[1],
-            srq: shared,
-            cap: ffi::ibv_qp_cap {
-                max_send_wr: spec.max_send + list::RESERVED,
-                max_recv_wr: receives,
-                max_send_sge: spec.max_sge.max(1),
-                max_recv_sge: spec.max_sge.max(1),
-                max_inline_data: spec.max_inline,
-            },
-            qp_type: ffi::ibv_qp_type::IBV_QPT_RC,
-            sq_sig_all: 0,
-        };
-        // SAFETY: domain, queues and attributes are valid and of one device; the tag is a number.
-        let pair = unsafe { ffi::ibv_create_qp(self.nics[nic].context.pd, &mut init) };
-        let pair = sys::Pair::new(pair).map_err(system("ibv_create_qp"))?;
+        let pair = self.make_pair(id, port, &spec)?;
         self.numbers.insert((nic, pair.number()), id);
         self.qps.push(Some(Box::new(Qp {
             id,
@@ -327,7 +335,10 @@ impl Fabric for VerbsFabric {
             access: Access::default(),
             ledger: Ledger::new(spec.max_send),
             receives: 0,
-            markers: 0,
+            send_marker: false,
+            receive_marker: false,
+            exposed: false,
+            old: Vec::new(),
             fenced: false,
             told_last: false,
         })));
@@ -364,8 +375,9 @@ impl Fabric for VerbsFabric {
         let mut psn = qp.psn;
         let (to, access) = match step {
             Step::Reset | Step::Err => {
-                qp.to_reset()?;
-                (QpState::Reset, qp.access)
+                let access = qp.access;
+                self.sever(id)?;
+                (QpState::Reset, access)
             }
             Step::Init(access) => {
                 qp.to_init(access, &rail, &self.config)?;
@@ -383,10 +395,12 @@ impl Fabric for VerbsFabric {
         };
         let qp = self.qp_mut(id)?;
         (qp.state, qp.access, qp.psn) = (to, access, psn);
+        qp.exposed |= to == QpState::Rtr;
         if to == QpState::Reset {
             let spec = qp.spec;
             self.sweep(spec.send_cq, Some(id));
             self.sweep(spec.recv_cq, Some(id));
+            self.forget_old(id);
             let qp = self.qp_mut(id)?;
             qp.emptied();
             (qp.fenced, qp.told_last) = (false, false);
@@ -398,13 +412,11 @@ impl Fabric for VerbsFabric {
     }
     fn destroy_qp(&mut self, id: QpId) -> Result<()> {
         let slot = self.qps.get_mut(id.index()).ok_or(Error::NoSuch("queue pair"))?;
-        let Qp { port, spec, pair, state, psn, access, ledger, receives, markers, fenced, told_last, .. } =
-            *slot.take().ok_or(Error::NoSuch("queue pair"))?;
-        let number = pair.number();
-        if let Err((pair, errno)) = pair.destroy() {
-            let qp =
-                Qp { id, port, spec, pair, state, psn, access, ledger, receives, markers, fenced, told_last };
-            *slot = Some(Box::new(qp));
+        let mut own = slot.take().ok_or(Error::NoSuch("queue pair"))?;
+        let (port, spec, number) = (own.port, own.spec, own.pair.number());
+        if let Err((pair, errno)) = own.pair.destroy() {
+            own.pair = pair;
+            *slot = Some(own);
             return Err(system("ibv_destroy_qp")(errno));
         }
         // Its number may be given to the next one: nothing of this one may be left then.

@@ -33,9 +33,19 @@
 //! So [`Step::Err`](crate::fabric::Step::Err) does what the kernel's `ib_drain_qp` does, and more. It moves to ERR; posts a marker at the end
 //! of the send queue, and of the receive queue if it has one of its own, and waits for both to come back flushed, so that everything
 //! before them has its completion (with a shared receive queue it waits for the last-receive event, at most 2 ms, as some drivers send
-//! none); then goes through RESET, for which the driver must wait for whoever works on the queue pair (`rxe_qp_reset` disables the three
-//! tasks and waits for them; a NIC gives the queue pair back to software), and through INIT to ERR again. The markers
-//! have places of their own in both queues and never show. All of that is local: no call waits for the network. The same goes for the
+//! none). The markers have places of their own in both queues and never show. Then it cuts the connection, and brings the queue pair
+//! through INIT to ERR again:
+//!
+//! - A NIC gets a RESET: its firmware answers when it is through with the queue pair.
+//! - Soft-RoCE gets a new queue pair in the place of the old one. Its RESET waits only for tasklets. Up to Linux 6.2 a packet that comes
+//!   in while none is queued runs the responder or the completer at once (rxe_resp.c, `rxe_resp_queue_pkt`; rxe_comp.c,
+//!   `rxe_comp_queue_pkt`), which `tasklet_disable` does not wait for, and `rxe_qp_reset` then runs the same code beside it: references
+//!   are given back twice (`refcount_t: underflow`), after which the queue pair never completes anything again. To destroy one is safe:
+//!   `__rxe_cleanup` (rxe_pool.c) lets no packet find it any more and waits until nobody holds it. So the queue pair's number, which
+//!   [`Fabric::endpoint`](crate::fabric::Fabric::endpoint) tells, is another one afterwards. A step to RESET does the same.
+//!
+//! If the one is refused the other is tried. So an error of this step says that completions are missing, or that the device is
+//! lost, but not that the old connection lives on. All of that is local: no call waits for the network. The same goes for the
 //! initiator's end: afterwards nothing reads or writes its buffers, so that pages may be changed even where a flushed WRITE was
 //! being cut into packets, or a READ's answer was coming in.
 //!
@@ -122,8 +132,8 @@ pub struct VerbsFabric {
     recvs: Vec<ffi::ibv_recv_wr>,
     wcs: Box<[ffi::ibv_wc]>,
     psns: ChaCha8Rng,
-    /// Id of the requests that a fence posts; drawn at random, so that it is nobody else's.
-    marker: u64,
+    /// Ids of what a fence posts to the send and the receive queue; drawn at random, so that they are nobody else's.
+    markers: [u64; 2],
 }
 
 // SAFETY: libibverbs' objects may be used from any thread, and its calls are thread-safe; here only the owner of the fabric calls
@@ -187,7 +197,7 @@ impl VerbsFabric {
             chain: post::Chain::default(),
             recvs: Vec::new(),
             wcs: vec![ffi::ibv_wc::default(); poll::AT_ONCE].into_boxed_slice(),
-            marker: psns.next_u64(),
+            markers: [psns.next_u64(), psns.next_u64()],
             psns,
         })
     }

@@ -74,8 +74,8 @@ impl VerbsFabric {
         } else {
             Some(is_receive(wc))
         };
-        if wc.wr_id() == self.marker {
-            qp.markers += 1;
+        if let Some(which) = self.markers.iter().position(|m| *m == wc.wr_id()) {
+            *[&mut qp.send_marker, &mut qp.receive_marker][which] = true;
             return None;
         }
         if error {

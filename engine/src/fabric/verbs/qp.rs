@@ -22,8 +22,14 @@ pub(super) struct Qp {
     pub(super) ledger: Ledger,
     /// Receives of its own queue that have not completed.
     pub(super) receives: u32,
-    /// Flushed markers seen; see [`super::fence`].
-    pub(super) markers: u32,
+    /// The marker at the end of the send queue came back; see [`super::fence`].
+    pub(super) send_marker: bool,
+    /// The one at the end of the receive queue did.
+    pub(super) receive_marker: bool,
+    /// Was ready to receive since it was made or reset: the device may be at work on packets for it.
+    pub(super) exposed: bool,
+    /// Numbers that it had before, under which completions may still lie in its queues.
+    pub(super) old: Vec<u32>,
     /// In ERR, and nothing of the connection is under way any more.
     pub(super) fenced: bool,
     /// [`crate::fabric::Event::LastWqeReached`] was told since the last RESET.
@@ -85,7 +91,7 @@ impl Qp {
     pub(super) fn emptied(&mut self) {
         self.ledger.clear();
         self.receives = 0;
-        self.markers = 0;
+        (self.send_marker, self.receive_marker) = (false, false);
     }
 
     fn modify(&self, attr: &mut ffi::ibv_qp_attr, bits: mask) -> Result<()> {

@@ -105,6 +105,8 @@ fn link() -> impl Strategy<Value = LinkBody> {
             endpoints
         }),
         any::<u32>().prop_map(|offer| LinkBody::Ready { offer }),
+        any::<u32>().prop_map(|offer| LinkBody::Close { offer }),
+        any::<u32>().prop_map(|offer| LinkBody::Yield { offer }),
         reason().prop_map(|reason| LinkBody::Refuse { reason }),
     ]
 }

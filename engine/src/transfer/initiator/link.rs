@@ -1,6 +1,5 @@
 //! The initiator's end of a link: ask, offer, answer, ready. Connecting is reconnecting.
 
-use super::super::memory::InstanceMemory;
 use super::super::news::News;
 use super::super::pairing::Pairing;
 use super::Initiator;
@@ -77,6 +76,14 @@ pub(super) struct Link {
     pending: Option<Offer>,
     /// An offer was asked for, and neither it nor a refusal has come.
     asked: bool,
+    /// When a room of it last began or ended, by count.
+    used: u64,
+    /// Whether a part completed since it came up.
+    served: bool,
+    /// Others wait for its queue pairs: no new part is posted, and it closes when those begun are through.
+    pub yielding: bool,
+    /// The target has asked for that.
+    wanted: bool,
 }
 
 impl Link {
@@ -94,6 +101,10 @@ impl Link {
             live: Vec::new(),
             pending: None,
             asked: false,
+            used: 0,
+            served: false,
+            yielding: false,
+            wanted: false,
         }
     }
     pub(super) fn is_up(&self) -> bool {
@@ -102,11 +113,6 @@ impl Link {
     /// Whether a page list of this epoch is older than the last accepted offer, and its room not live there.
     pub(super) fn is_stale(&self, fence_epoch: u32, key: &RoomKey) -> bool {
         fence_epoch < self.fence_epoch && !self.live.contains(key)
-    }
-    /// The local port of a wire, also before there are queue pairs.
-    pub(super) fn port_of(&self, wire: usize, memory: &InstanceMemory) -> PortId {
-        let wire = &self.pairing.wires[wire];
-        memory.ranks[wire.src.index()].ports[usize::from(wire.rail)]
     }
 }
 
@@ -175,8 +181,135 @@ impl Initiator {
                 self.broken(cx, peer, false);
                 self.refuse(cx, peer);
             }
+            LinkBody::Close { offer } => {
+                if offer < link.accepted {
+                    return;
+                }
+                link.pending = link.pending.take().filter(|pending| pending.number > offer);
+                if link.rooms.is_empty() {
+                    self.scrap(cx, peer);
+                } else {
+                    self.broken(cx, peer, false);
+                    self.ask(peer);
+                }
+            }
+            LinkBody::Yield { offer } => {
+                if offer == link.accepted && link.state != State::Down {
+                    link.wanted = true;
+                    self.make_way(cx, peer);
+                }
+            }
             LinkBody::Ask { .. } | LinkBody::Answer { .. } => {}
         }
+    }
+
+    /// A room of a link begins.
+    pub(super) fn begin(&mut self, peer: InstanceId, room: u32) {
+        self.uses += 1;
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.rooms.push(room);
+            link.used = self.uses;
+        }
+    }
+
+    /// A room of a link has ended. Links that wait for queue pairs may have this one's.
+    pub(super) fn leave(&mut self, cx: &mut Cx<'_>, peer: InstanceId, room: u32) {
+        self.uses += 1;
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.rooms.retain(|other| *other != room);
+            link.used = self.uses;
+        }
+        self.feed(cx);
+    }
+
+    /// Answers offers that waited for queue pairs.
+    pub(super) fn feed(&mut self, cx: &mut Cx<'_>) {
+        if std::mem::take(&mut self.starved) {
+            let waits = |link: &Link| link.pending.is_some() && link.outstanding == 0;
+            let peers: Vec<_> = self.links.iter().filter(|(_, link)| waits(link)).map(|(p, _)| *p).collect();
+            for peer in peers {
+                self.answer(cx, peer);
+            }
+        }
+    }
+
+    /// Whether anything of a link is still to be posted or to complete.
+    fn has_work(&self, link: &Link) -> bool {
+        let undone = |i: &u32| self.rooms[*i as usize].as_ref().is_some_and(|room| room.undone > 0);
+        link.outstanding > 0 || link.rooms.iter().any(undone)
+    }
+
+    /// Whether a part of a link has begun and not ended.
+    fn in_part(&self, link: &Link) -> bool {
+        let begun = |i: &u32| {
+            self.rooms[*i as usize].as_ref().is_some_and(|room| {
+                room.parts.iter().any(|part| part.cursor > 0 && part.state == PartState::Waiting)
+            })
+        };
+        link.outstanding > 0 || link.rooms.iter().any(begun)
+    }
+
+    /// Gives a link's queue pairs up and tells the target. What it still has to move asks for it again.
+    fn give_up(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        let Some(link) = self.links.get(&peer) else { return };
+        let (down, offer, again) = (link.state == State::Down, link.heard, self.has_work(link));
+        self.scrap(cx, peer);
+        if !down {
+            self.news.push_back(News::Tell(Message::Link { peer, body: LinkBody::Close { offer } }));
+            if again {
+                self.ask(peer);
+            }
+        }
+    }
+
+    /// A link that should make way does so when it has moved something, or has nothing to move, and no part is begun.
+    fn make_way(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        let Some(link) = self.links.get_mut(&peer) else { return };
+        if !(link.wanted || link.yielding) || link.state == State::Down {
+            return;
+        }
+        link.yielding |= link.served;
+        let link = &self.links[&peer];
+        if link.yielding && !self.in_part(link) || !self.has_work(link) {
+            self.give_up(cx, peer);
+            self.feed(cx);
+        }
+    }
+
+    /// Sees to it that a link can have its queue pairs under the cap. Those of links that have nothing to move go first, the one used
+    /// longest ago before the others; where all are busy, the one that came up first is told to make way. None if that takes time; false if
+    /// no cap holds one link.
+    ///
+    /// Nobody waits for ever: a link that holds queue pairs either is down, and loses them, or is up or on its way there, which takes nothing
+    /// but the target's word; then it moves a part and makes way.
+    fn make_room(&mut self, cx: &mut Cx<'_>, peer: InstanceId) -> Option<bool> {
+        let link = self.links.get(&peer)?;
+        let (all, missing) = (link.pairing.wires.len(), link.pairing.wires.len() - link.wires.len());
+        let most = self.config.max_queue_pairs as usize;
+        if all > most {
+            return Some(false);
+        }
+        while self.qps.len() + missing > most {
+            let others = || self.links.iter().filter(|(p, link)| **p != peer && !link.wires.is_empty());
+            let idle =
+                |link: &Link| link.state == State::Down && link.outstanding == 0 || !self.has_work(link);
+            let spare = others().filter(|(_, link)| idle(link)).min_by_key(|(_, link)| link.used);
+            if let Some((other, _)) = spare {
+                let other = *other;
+                self.give_up(cx, other);
+                continue;
+            }
+            let busy = others().filter(|(_, link)| link.state != State::Down && !link.yielding);
+            let first = busy.filter(|(_, link)| link.served).min_by_key(|(_, link)| link.used);
+            let (other, done) = first.map(|(other, link)| (*other, !self.in_part(link)))?;
+            if done {
+                self.give_up(cx, other);
+            } else if let Some(link) = self.links.get_mut(&other) {
+                link.yielding = true;
+                return None;
+            }
+        }
+        Some(true)
     }
 
     /// The link may post again.
@@ -206,6 +339,7 @@ impl Initiator {
             return;
         }
         link.state = State::Down;
+        (link.served, link.yielding, link.wanted) = (false, false, false);
         for wire in &mut link.wires {
             for id in wire.blocked.drain(..) {
                 self.jobs[id as usize].blocked = None;
@@ -229,8 +363,20 @@ impl Initiator {
         if link.outstanding > 0 {
             return;
         }
-        let Some(offer) = link.pending.take() else { return };
-        let endpoints = match self.connect(cx.fabric, peer, &offer.endpoints, offer.reads) {
+        if link.pending.is_none() {
+            return;
+        }
+        let Some(fits) = self.make_room(cx, peer) else {
+            self.starved = true;
+            return;
+        };
+        let Some(offer) = self.links.get_mut(&peer).and_then(|link| link.pending.take()) else { return };
+        let connected = if fits {
+            self.connect(cx.fabric, peer, &offer.endpoints, offer.reads)
+        } else {
+            Err(Error::Unsupported("cap that holds the queue pairs of one link"))
+        };
+        let endpoints = match connected {
             Ok(endpoints) => endpoints,
             Err(_) => {
                 let body = LinkBody::Refuse { reason: Reason::Layout };
@@ -303,7 +449,7 @@ impl Initiator {
         let Some(link) = self.links.get_mut(&peer) else { return Err(Error::NoSuch("link")) };
         // All of them the first time, what is missing if that was refused half way.
         for index in link.wires.len()..link.pairing.wires.len() {
-            let port = link.port_of(index, &self.memory);
+            let port = link.pairing.wires[index].src_port;
             let cq = self.ports[port.index()].cq;
             let spec = QpSpec {
                 send_cq: cq,
@@ -327,6 +473,9 @@ impl Initiator {
         }
         let mut endpoints = Vec::with_capacity(link.wires.len());
         for (wire, theirs) in link.wires.iter().zip(theirs) {
+            if !fabric.reaches(wire.port, theirs) {
+                return Err(Error::Unsupported("path from this port to the peer's"));
+            }
             fabric.modify_qp(wire.qp, Step::Reset)?;
             fabric.modify_qp(wire.qp, Step::Init(Access::default()))?;
             endpoints.push(fabric.endpoint(wire.qp)?);
@@ -378,12 +527,17 @@ impl Initiator {
         let drained = self.links.get(&peer).is_some_and(|link| link.outstanding == 0);
         if drained {
             self.answer(cx, peer);
+            self.make_way(cx, peer);
+        }
+        if self.starved {
+            self.feed(cx);
         }
     }
 
     fn pop_slice(&mut self, peer: InstanceId, index: usize, when: impl Fn(&Slice) -> bool) -> Option<Slice> {
         let link = self.links.get_mut(&peer)?;
-        let wire = &mut link.wires[index];
+        // Another link may have taken its queue pairs since, when its last room ended.
+        let wire = link.wires.get_mut(index)?;
         let slice = wire.slices.front().copied().filter(|slice| when(slice))?;
         wire.slices.pop_front();
         wire.used -= slice.requests;
@@ -420,6 +574,10 @@ impl Initiator {
                 part.state = PartState::Done;
                 part.plans = Vec::new();
                 room.undone -= 1;
+            }
+            let peer = room.spec.peer;
+            if let Some(link) = self.links.get_mut(&peer) {
+                link.served = true;
             }
         }
         self.settle(cx, slice.room);

@@ -80,6 +80,10 @@ pub struct Initiator {
     by_key: Map<RoomKey, u32>,
     jobs: Vec<JobState>,
     free_jobs: Vec<JobId>,
+    /// Rooms begun and ended.
+    uses: u64,
+    /// An offer waits until a link gives up its queue pairs.
+    starved: bool,
     /// Pull: aux slots of this side, where aux rows are read to.
     free_slots: VecDeque<u16>,
     tombstones: Tombstones<Report>,
@@ -95,7 +99,7 @@ impl Initiator {
     /// For an instance with this memory. Completion queues have room for what `queue_pairs` queue pairs can hold; no more than fits is
     /// ever posted, so that even flushing all of it overruns none.
     pub fn new(
-        config: TransferConfig,
+        mut config: TransferConfig,
         memory: InstanceMemory,
         fabric: &mut dyn Fabric,
         queue_pairs: u32,
@@ -103,6 +107,7 @@ impl Initiator {
         let count = fabric.ports().len() as u32;
         let per_port = queue_pairs.div_ceil(count.max(1)).max(1);
         let most = fabric.limits().max_cqe;
+        config.max_queue_pairs = config.max_queue_pairs.min(fabric.limits().max_qp);
         // The window bounds what is posted on a port (aux row and seal may go one beyond it); ports are not always used evenly.
         let window = u32::try_from(config.window.requests).unwrap_or(u32::MAX).saturating_add(1);
         let depth = config.send_depth.saturating_mul(per_port).max(window).clamp(64.min(most), most);
@@ -127,6 +132,8 @@ impl Initiator {
             by_key: Map::default(),
             jobs: Vec::new(),
             free_jobs: Vec::new(),
+            uses: 0,
+            starved: false,
             free_slots: match config.direction {
                 Direction::Push => VecDeque::new(),
                 Direction::Pull => (0..config.slots.min(Immediate::SLOTS) as u16).collect(),
@@ -157,9 +164,7 @@ impl Initiator {
             .collect();
         for key in waiting {
             if let Some(index) = self.by_key.get(&key).copied() {
-                if let Some(link) = self.links.get_mut(&peer) {
-                    link.rooms.push(index);
-                }
+                self.begin(peer, index);
                 self.advance(cx, index);
             }
         }
@@ -273,6 +278,7 @@ impl End for Initiator {
         self.reject_peer(cx, peer, Reason::PeerGone, false);
         self.scrap(cx, peer);
         self.links.remove(&peer);
+        self.feed(cx);
     }
 
     fn abandon(&mut self, cx: &mut Cx<'_>, reason: Reason) {

@@ -1,6 +1,5 @@
 //! Posting: order and window decide together what goes out next on a port.
 
-use super::super::memory::port_of;
 use super::super::news::News;
 use super::super::wire::{AUX_BYTES, AuxRow, Immediate, SEAL_BYTES, SLOT_BYTES, Seal};
 use super::Initiator;
@@ -45,7 +44,8 @@ impl Initiator {
         let part = &mut room.parts[p as usize];
         let free =
             u64::from(self.config.send_depth) - link.wires.get(part.wire as usize).map_or(0, |w| w.used);
-        let (Some(remote), true, true) = (&room.remote, link.is_up(), free >= part.extras().max(1)) else {
+        let may = link.is_up() && !(link.yielding && part.cursor == 0);
+        let (Some(remote), true, true) = (&room.remote, may, free >= part.extras().max(1)) else {
             order.remove(id);
             job.queued = false;
             if link.is_up() && job.blocked.is_none() {
@@ -59,8 +59,7 @@ impl Initiator {
         let feed = &link.pairing.feeds[usize::from(part.feed)];
         let memory = &self.memory.ranks[ends.src.index()];
         let theirs = &link.facts.ranks[ends.dst.index()];
-        let remote_port =
-            port_of(ends.dst, link.facts.ranks.len(), ends.rail, theirs.aux.rkeys.len()).index();
+        let remote_port = ends.dst_port.index();
         let rkey = |keys: &[u32]| RKey(keys.get(remote_port).copied().unwrap_or(0));
         // The writes behind the KV are one piece: in a window smaller than that they go out together all the same.
         let budget = requests.max(part.extras()).min(free);

@@ -170,9 +170,7 @@ impl Initiator {
         let spare = self.spare_rooms.pop();
         self.rooms[index as usize] = Some(Room::new(spec, cx.now, spare));
         self.by_key.insert(key, index);
-        if let Some(link) = self.links.get_mut(&peer) {
-            link.rooms.push(index);
-        }
+        self.begin(peer, index);
         self.timers.arm(key, cx.now + self.config.room_deadline);
         self.ask_if_idle(peer);
         true
@@ -389,7 +387,10 @@ impl Initiator {
         if last {
             self.timers.arm(key, cx.now + self.config.transfer_deadline);
         }
+        let peer = room.spec.peer;
         self.enqueue(index, fresh);
+        // Its queue pairs may have gone to others while there was nothing to move.
+        self.ask_if_idle(peer);
     }
 
     /// Puts parts into the queues of their ports.
@@ -401,7 +402,7 @@ impl Initiator {
             if part.state != PartState::Waiting {
                 continue;
             }
-            let port = link.port_of(part.wire as usize, &self.memory);
+            let port = link.pairing.wires[part.wire as usize].src_port;
             let found = room.jobs.iter().copied().find(|id| self.jobs[*id as usize].port == port);
             let id = found.unwrap_or_else(|| {
                 let id = self.free_jobs.pop().unwrap_or_else(|| {
@@ -532,12 +533,11 @@ impl Initiator {
         self.free_slots.extend(room.landing);
         self.timers.cancel(key);
         self.tombstones.add(cx.now, key, report);
-        if let Some(link) = self.links.get_mut(&room.spec.peer) {
-            link.rooms.retain(|other| *other != index);
-        }
+        let peer = room.spec.peer;
         self.by_key.remove(&key);
         self.free_rooms.push(index);
         self.spare_rooms.push(room);
+        self.leave(cx, peer, index);
     }
 
     /// Ends a room if nothing is left to do for it.

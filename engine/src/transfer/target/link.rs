@@ -1,12 +1,11 @@
 //! The target's end of a link: fence, offer, accept.
 
-use super::super::memory::InstanceMemory;
 use super::super::news::News;
 use super::super::pairing::Pairing;
 use super::Target;
 use super::room::State as RoomState;
 use crate::fabric::{Access, Error, Fabric, QpSpec, QpState, Rtr, Step};
-use crate::id::{InstanceId, PortId, QpId};
+use crate::id::{InstanceId, QpId};
 use crate::node::{Cx, Reason};
 use crate::policy::Direction;
 use crate::registry::{Endpoints, LinkBody, Message, RoomKey};
@@ -34,6 +33,10 @@ pub(super) struct Link {
     pub fence_epoch: u32,
     state: State,
     offer: u32,
+    /// When a room of it last began or ended, by count.
+    pub used: u64,
+    /// The initiator was asked to make way since it came up.
+    urged: bool,
 }
 
 impl Link {
@@ -46,19 +49,16 @@ impl Link {
             fence_epoch: 1,
             state: State::Down,
             offer: 0,
+            used: 0,
+            urged: false,
         }
     }
     /// Whether the initiator could have requests under way: there was an offer since the last fence.
     pub(super) fn may_be_used(&self) -> bool {
         self.state != State::Down
     }
-    /// The local port of a wire, also before there are queue pairs.
-    pub(super) fn port_of(&self, wire: usize, memory: &InstanceMemory) -> PortId {
-        let wire = &self.pairing.wires[wire];
-        memory.ranks[wire.dst.index()].ports[usize::from(wire.rail)]
-    }
-    pub(super) fn uses_port(&self, port: Option<usize>, memory: &InstanceMemory) -> bool {
-        (0..self.pairing.wires.len()).any(|wire| Some(self.port_of(wire, memory).index()) == port)
+    pub(super) fn uses_port(&self, port: Option<usize>) -> bool {
+        self.pairing.wires.iter().any(|wire| Some(wire.dst_port.index()) == port)
     }
 }
 
@@ -88,8 +88,71 @@ impl Target {
                     self.fail(cx, key, Reason::Layout, false);
                 }
             }
-            LinkBody::Offer { .. } | LinkBody::Ready { .. } => {}
+            LinkBody::Close { offer } => {
+                if offer == link.offer {
+                    self.cut(cx, peer);
+                }
+            }
+            LinkBody::Offer { .. } | LinkBody::Ready { .. } | LinkBody::Yield { .. } => {}
         }
+    }
+
+    /// Fences a link and destroys this end's queue pairs; the next offer makes new ones.
+    fn cut(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        if self.links.get(&peer).is_some_and(|link| link.state != State::Down) {
+            self.close_off(cx, peer);
+        }
+        let Some(link) = self.links.get_mut(&peer) else { return };
+        for qp in std::mem::take(&mut link.qps) {
+            self.qps.remove(&qp);
+            // A fabric that refuses has lost it already.
+            let _ = cx.fabric.destroy_qp(qp);
+        }
+        self.feed(cx);
+    }
+
+    /// Offers connections that waited for queue pairs.
+    pub(super) fn feed(&mut self, cx: &mut Cx<'_>) {
+        for peer in std::mem::take(&mut self.starved) {
+            self.offer(cx, peer);
+        }
+    }
+
+    /// Sees to it that a link can have its queue pairs under the cap, by taking those of links that are fenced or that no initiator has
+    /// anything to do on. None if it has to wait; then the initiator of the link used longest ago is asked to make way.
+    fn make_room(&mut self, cx: &mut Cx<'_>, peer: InstanceId) -> Option<Result<(), Error>> {
+        let link = self.links.get(&peer)?;
+        let (all, missing) = (link.pairing.wires.len(), link.pairing.wires.len() - link.qps.len());
+        let most = self.config.max_queue_pairs as usize;
+        if all > most {
+            return Some(Err(Error::Unsupported("cap that holds the queue pairs of one link")));
+        }
+        while self.qps.len() + missing > most {
+            let others = || self.links.iter().filter(|(other, link)| **other != peer && !link.qps.is_empty());
+            let over = |i: &u32| self.rooms[*i as usize].as_ref().is_none_or(|room| room.report.is_some());
+            let idle = |link: &Link| link.state == State::Down || link.rooms.iter().all(over);
+            let spare = others().filter(|(_, link)| idle(link)).min_by_key(|(_, link)| link.used);
+            let Some((other, link)) = spare else {
+                let busy = others().filter(|(_, link)| link.state == State::Up);
+                let (other, link) = busy.min_by_key(|(_, link)| (link.urged, link.used))?;
+                if !link.urged {
+                    let (other, offer) = (*other, link.offer);
+                    let body = LinkBody::Yield { offer };
+                    self.news.push_back(News::Tell(Message::Link { peer: other, body }));
+                    if let Some(link) = self.links.get_mut(&other) {
+                        link.urged = true;
+                    }
+                }
+                return None;
+            };
+            let (other, offer, down) = (*other, link.offer, link.state == State::Down);
+            self.cut(cx, other);
+            if !down {
+                let body = LinkBody::Close { offer };
+                self.news.push_back(News::Tell(Message::Link { peer: other, body }));
+            }
+        }
+        Some(Ok(()))
     }
 
     /// Rooms with a peer, also one whose facts are not known yet.
@@ -112,8 +175,12 @@ impl Target {
     /// Moves this end of every queue pair of a link to ERR, and takes every completion that came before. After this nothing
     /// that the initiator posted, and nothing that its NIC still holds, can reach this side's memory.
     pub(super) fn fence(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        self.stats.fences += u64::from(self.links.contains_key(&peer));
+        self.close_off(cx, peer);
+    }
+
+    fn close_off(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
         let Some(link) = self.links.get_mut(&peer) else { return };
-        self.stats.fences += 1;
         link.state = State::Down;
         for qp in &link.qps {
             if !matches!(cx.fabric.qp_state(*qp), Ok(QpState::Err | QpState::Reset)) {
@@ -163,7 +230,13 @@ impl Target {
         if self.links.get(&peer).is_some_and(|link| link.state != State::Down) {
             self.fence(cx, peer);
         }
-        match self.prepare(cx.fabric, peer) {
+        let Some(room) = self.make_room(cx, peer) else {
+            if !self.starved.contains(&peer) {
+                self.starved.push(peer);
+            }
+            return;
+        };
+        match room.and_then(|()| self.prepare(cx.fabric, peer)) {
             Ok(endpoints) => {
                 let live = self.live_rooms(peer);
                 let Some(link) = self.links.get_mut(&peer) else { return };
@@ -194,7 +267,7 @@ impl Target {
         let Some(link) = self.links.get_mut(&peer) else { return Err(Error::NoSuch("link")) };
         // All of them the first time, what is missing if that was refused half way.
         for wire in link.qps.len()..link.pairing.wires.len() {
-            let port = link.port_of(wire, &self.memory);
+            let port = link.pairing.wires[wire].dst_port;
             let receives = &self.ports[port.index()];
             let spec = QpSpec {
                 send_cq: receives.cq,
@@ -235,7 +308,10 @@ impl Target {
                     right: "one for each queue pair of the link",
                 });
             }
-            for (qp, peer) in link.qps.iter().zip(theirs) {
+            for ((qp, peer), wire) in link.qps.iter().zip(theirs).zip(&link.pairing.wires) {
+                if !cx.fabric.reaches(wire.dst_port, peer) {
+                    return Err(Error::Unsupported("path from this port to the peer's"));
+                }
                 let rtr = Rtr {
                     peer: *peer,
                     max_dest_rd_atomic: rts.max_rd_atomic,
@@ -249,6 +325,7 @@ impl Target {
         let body = match connect() {
             Ok(()) => {
                 link.state = State::Up;
+                link.urged = false;
                 LinkBody::Ready { offer }
             }
             Err(_) => LinkBody::Refuse { reason: Reason::Layout },
@@ -264,6 +341,7 @@ impl Target {
     /// The peer is gone for good: its rooms fail, this end is fenced and destroyed, and everything is released.
     pub(super) fn gone(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
         self.asked.retain(|other| *other != peer);
+        self.starved.retain(|other| *other != peer);
         self.fence(cx, peer);
         for key in self.keys_of(peer) {
             self.fail(cx, key, Reason::PeerGone, false);
@@ -275,5 +353,6 @@ impl Target {
                 let _ = cx.fabric.destroy_qp(qp);
             }
         }
+        self.feed(cx);
     }
 }

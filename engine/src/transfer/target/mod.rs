@@ -52,6 +52,10 @@ pub struct Target {
     links: BTreeMap<InstanceId, Link>,
     /// Peers that asked for an offer before their facts were known.
     asked: Vec<InstanceId>,
+    /// Peers that wait for an offer until a link gives up its queue pairs.
+    starved: Vec<InstanceId>,
+    /// Rooms begun and ended.
+    uses: u64,
     qps: Map<QpId, (InstanceId, usize)>,
     rooms: Vec<Option<Room>>,
     free_rooms: Vec<u32>,
@@ -80,6 +84,7 @@ impl Target {
         let max_recv = config.receive_depth.min(limits.max_srq_wr);
         // No more is promised than the device can hold.
         config.receive_depth = max_recv;
+        config.max_queue_pairs = config.max_queue_pairs.min(limits.max_qp);
         let per_port = queue_pairs.div_ceil(count.max(1)).max(1);
         let pull = config.direction == Direction::Pull;
         // One slot for each receive, and one for each end that is moved to ERR.
@@ -98,6 +103,8 @@ impl Target {
             ports,
             links: BTreeMap::new(),
             asked: Vec::new(),
+            starved: Vec::new(),
+            uses: 0,
             qps: Map::default(),
             rooms: Vec::new(),
             free_rooms: Vec::new(),
@@ -226,12 +233,8 @@ impl End for Target {
             }
             Event::CqOverrun(cq) => {
                 let port = self.ports.iter().position(|port| port.cq == cq);
-                let peers: Vec<_> = self
-                    .links
-                    .iter()
-                    .filter(|(_, link)| link.uses_port(port, &self.memory))
-                    .map(|(p, _)| *p)
-                    .collect();
+                let peers: Vec<_> =
+                    self.links.iter().filter(|(_, link)| link.uses_port(port)).map(|(p, _)| *p).collect();
                 for peer in peers {
                     self.offer(cx, peer);
                 }

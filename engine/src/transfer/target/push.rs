@@ -35,7 +35,7 @@ impl Target {
             for (f, feed) in link.pairing.feeds.iter().enumerate() {
                 for rail in self.config.rail_policy.choose(feed.nth, link.pairing.rails) {
                     let wire = link.pairing.wire(groups, 0, group, f, rail);
-                    needs[link.port_of(wire, &self.memory).index()] += u32::from(per_rail);
+                    needs[link.pairing.wires[wire].dst_port.index()] += u32::from(per_rail);
                 }
             }
             needs
@@ -126,7 +126,7 @@ impl Target {
     pub(super) fn received(&mut self, cx: &mut Cx<'_>, completion: &Completion) {
         let Some((peer, wire)) = self.qps.get(&completion.qp).copied() else { return };
         let Some(link) = self.links.get(&peer) else { return };
-        let port = link.port_of(wire, &self.memory).index();
+        let port = link.pairing.wires[wire].dst_port.index();
         let Ok(done) = completion.result else {
             // This side posts nothing but receives, so a failed completion used one up.
             self.ports[port].posted = self.ports[port].posted.saturating_sub(1);

@@ -98,8 +98,10 @@ impl Target {
                 (self.rooms.len() - 1) as u32
             }
         };
+        self.uses += 1;
         if let Some(link) = self.links.get_mut(&peer) {
             link.rooms.push(index);
+            link.used = self.uses;
         }
         self.rooms[index as usize] = Some(room);
         self.by_key.insert(key, index);
@@ -156,7 +158,10 @@ impl Target {
         let Some(index) = self.by_key.get(&key).copied() else { return };
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         room.report = Some(report);
-        match room.state {
+        let state = room.state;
+        // Its link may have become idle.
+        self.feed(cx);
+        match state {
             // Its word that everything is there, or for push that it is on its way.
             State::Live if report.delivered && self.config.direction == Direction::Pull => {
                 self.was_read(cx, index)
@@ -240,8 +245,10 @@ impl Target {
             *owner = None;
             self.free_slots.push_back(room.slot);
         }
+        self.uses += 1;
         if let Some(link) = self.links.get_mut(&room.spec.peer) {
             link.rooms.retain(|other| *other != index);
+            link.used = self.uses;
         }
         self.timers.cancel(key);
         self.by_key.remove(&key);
@@ -251,6 +258,7 @@ impl Target {
             self.over(key);
         }
         self.news.push_back(News::Released(key));
+        self.feed(cx);
     }
 
     /// Rooms of a link that are not ended, with the parts seen.

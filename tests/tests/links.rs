@@ -1,0 +1,125 @@
+//! Queue pairs under a cap, and networks on which not every port reaches every other one.
+
+use engine::id::NodeId;
+use engine::node::Reason;
+use engine::time::Span;
+use engine::transfer::Reach;
+use proptest::prelude::*;
+use sim::kit::{Build, Ending, Kit};
+
+fn held(t: &Kit, node: NodeId) -> u64 {
+    t.held(node).queue_pairs
+}
+
+fn nodes(t: &Kit) -> Vec<NodeId> {
+    (2..t.world().nodes() as u32).map(NodeId).collect()
+}
+
+/// Every instance with the same cap.
+fn capped(prefill: u32, decode: u32, cap: u32) -> Build {
+    Kit::cluster(prefill, decode).transfer(move |t| t.max_queue_pairs = cap)
+}
+
+/// Runs `requests` in rounds of at most `at_once`, and checks after every event that nobody is above the cap.
+fn serve(mut t: Kit, requests: usize, at_once: usize, cap: u64) -> Kit {
+    let all = nodes(&t);
+    for round in 0..requests.div_ceil(at_once) {
+        let ids: Vec<_> =
+            (0..at_once.min(requests - round * at_once)).map(|i| t.request(60 + i as u32, 4)).collect();
+        while !ids.iter().all(|id| t.ending(*id).is_some()) {
+            assert!(t.step(), "stuck with {} requests", ids.len());
+            for node in &all {
+                assert!(held(&t, *node) <= cap, "{node}: {} queue pairs", held(&t, *node));
+            }
+        }
+        for id in ids {
+            t.assert_finished(id);
+        }
+    }
+    assert!(t.run(), "comes to rest");
+    t
+}
+
+#[test]
+fn links_take_turns_where_the_cap_holds_one_of_them() {
+    for build in [capped(3, 3, 1), capped(3, 3, 1).pull()] {
+        serve(build.build(), 18, 3, 1).assert_clean();
+    }
+}
+
+#[test]
+fn without_need_nothing_is_taken() {
+    let mut t = capped(1, 2, 2).build();
+    let mut before = 0;
+    for _ in 0..8 {
+        let ids: Vec<_> = (0..3).map(|_| t.request(50, 3)).collect();
+        assert!(t.run());
+        ids.into_iter().for_each(|id| t.assert_finished(id));
+        let all: u64 = nodes(&t).into_iter().map(|node| held(&t, node)).sum();
+        assert!(all >= before, "{all} queue pairs after {before}");
+        before = all;
+    }
+    assert_eq!(before, 4, "each of the two links has one at each end");
+    t.assert_clean();
+}
+
+#[test]
+fn a_cap_below_one_link_fails_its_requests_at_once() {
+    for pull in [false, true] {
+        let build = Kit::pair().prefill(|i| i.tp(2)).decode(|i| i.tp(2)).transfer(|t| t.max_queue_pairs = 1);
+        let mut t = if pull { build.pull() } else { build }.build();
+        let id = t.request(50, 3);
+        assert!(t.run());
+        assert_eq!(t.ending(id), Some(Ending::Failed(Reason::Layout)), "pull: {pull}");
+        assert!(t.now().0 < Span::s(30).0);
+        t.assert_clean();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn whatever_the_cap_every_request_finishes(
+        prefill in 1u32..4, decode in 1u32..4, tp in 0u32..2, cap in 1u32..6, pull: bool, at_once in 1usize..12,
+        lossy: bool, seed: u64,
+    ) {
+        let tp = 1 << tp;
+        // Queue pairs of one link: each of the `tp` ranks on one side has one peer on the other.
+        let cap = cap.max(tp);
+        let build = capped(prefill, decode, cap)
+            .prefill(move |i| i.tp(tp))
+            .decode(move |i| i.tp(tp))
+            .control(move |c| if lossy { (c.loss, c.duplicate, c.reorder) = (0.05, 0.05, 0.05) })
+            .seed(seed);
+        let t = if pull { build.pull() } else { build }.build();
+        serve(t, 24, at_once, cap.into()).assert_clean();
+    }
+
+    #[test]
+    fn kv_arrives_on_whichever_ports_reach_each_other(
+        ports in (1u32..5, 1u32..5), tp in (0u32..3, 0u32..3), rails in 1u16..4, pull: bool,
+        pairs in prop::collection::vec((0u32..5, 0u32..5), 1..5),
+    ) {
+        let pairs: Vec<_> = pairs.iter().map(|p| (p.0 % ports.0, p.1 % ports.1)).collect();
+        let reach = Reach::Pairs(pairs.into());
+        let build = Kit::pair()
+            .prefill(|i| i.tp(1 << tp.0).ports(ports.0))
+            .decode(|i| i.tp(1 << tp.1).ports(ports.1))
+            .transfer(|t| (t.reach, t.rails) = (reach.clone(), rails));
+        let mut t = if pull { build.pull() } else { build }.build();
+        let id = t.request(70, 5);
+        prop_assert!(t.run());
+        t.assert_finished(id);
+        t.assert_clean();
+    }
+}
+
+#[test]
+fn hosts_that_do_not_reach_each_other_are_told() {
+    let mut t = Kit::pair().transfer(|t| t.reach = Reach::Pairs([(3, 3)].into())).build();
+    let id = t.request(50, 3);
+    assert!(t.run());
+    assert_eq!(t.ending(id), Some(Ending::Failed(Reason::Layout)));
+    t.assert_clean();
+}
