@@ -19,13 +19,17 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use engine::driver;
 use engine::time::{Span, Time};
 use serde_json::Value;
 
-/// The `kvrail` command with verbs, and one device for each side.
+/// Tests that use the devices take turns: what one does to the wire is not for the others.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The `kvrail` command with verbs, and one device for each side, for one test at a time.
 pub struct Devices {
     /// The command: `KVRAIL_BIN`.
     pub kvrail: PathBuf,
@@ -33,6 +37,7 @@ pub struct Devices {
     pub prefill: String,
     /// Decode's device.
     pub decode: String,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Devices {
@@ -53,7 +58,9 @@ impl Devices {
                     Some(name) => Some(format!("there is no RDMA device {name}")),
                     None => {
                         let (prefill, decode) = (prefill.to_owned(), decode.to_owned());
-                        return Some(Self { kvrail: kvrail.into(), prefill, decode });
+                        // A test that failed has given its turn back all the same.
+                        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+                        return Some(Self { kvrail: kvrail.into(), prefill, decode, _turn: turn });
                     }
                 }
             }
@@ -126,6 +133,11 @@ impl Row {
     pub fn number(&self, column: &str) -> Option<u64> {
         self.get(column).parse().ok()
     }
+    /// A time, from the start of the workload; none if the request did not come to it.
+    #[must_use]
+    pub fn time(&self, column: &str) -> Option<Span> {
+        self.number(column).map(Span)
+    }
     /// Whether the request finished.
     #[must_use]
     pub fn succeeded(&self) -> bool {
@@ -164,7 +176,7 @@ impl Outcome {
     #[must_use]
     pub fn number(&self, pointer: &str) -> f64 {
         let value = self.summary.pointer(pointer).and_then(Value::as_f64);
-        value.unwrap_or_else(|| panic!("no {pointer} in summary.json\n{}", self.text))
+        value.unwrap_or_else(|| panic!("no {pointer} in summary.json"))
     }
 
     /// Fails unless every request succeeded, every page was verified and nothing leaked.
@@ -173,9 +185,9 @@ impl Outcome {
     /// If not.
     #[track_caller]
     pub fn assert_clean(&self) {
-        assert!(self.status.success(), "{}: {}", self.status, self.text);
+        assert!(self.status.success(), "{}", self.status);
         assert!(self.number("/requests/total") > 0.0);
-        assert_eq!(self.number("/requests/succeeded"), self.number("/requests/total"), "{}", self.text);
+        assert_eq!(self.number("/requests/succeeded"), self.number("/requests/total"));
         self.assert_nothing_left();
     }
 
@@ -185,9 +197,18 @@ impl Outcome {
     /// If so.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
-        assert_eq!(self.number("/violations"), 0.0, "{}", self.text);
+        assert_eq!(self.number("/violations"), 0.0);
+        assert!(!self.text.contains("invariants do not hold"));
         let leaks = self.summary["leaks"].as_object().expect("leaks");
-        assert!(leaks.values().all(|count| count == 0), "{leaks:?}\n{}", self.text);
+        assert!(leaks.values().all(|count| count == 0), "{leaks:?}");
+    }
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.text);
+        }
     }
 }
 
@@ -271,6 +292,15 @@ impl Cluster {
         }
     }
 
+    /// Id of a process.
+    ///
+    /// # Panics
+    /// If there is no such process.
+    #[must_use]
+    pub fn pid(&self, name: &str) -> u32 {
+        self.processes.get(name).unwrap_or_else(|| panic!("no process {name}")).id()
+    }
+
     /// Whether a process still runs.
     pub fn runs(&mut self, name: &str) -> bool {
         self.processes.get_mut(name).is_some_and(|child| matches!(child.try_wait(), Ok(None)))
@@ -288,7 +318,7 @@ impl Cluster {
             if let Some(status) = run.try_wait().expect("waits") {
                 break status;
             }
-            assert!(driver::now() < end, "no end within {patience:?}\n{}", self.text());
+            assert!(driver::now() < end, "no end within {patience:?}");
             std::thread::sleep(Duration::from_millis(20));
         };
         self.processes.remove("run");
@@ -303,8 +333,36 @@ impl Cluster {
     pub fn wait_for_text(&self, name: &str, text: &str, patience: Duration) {
         let end = after(patience);
         while !self.log(name).contains(text) {
-            assert!(driver::now() < end, "{name} did not say `{text}`\n{}", self.text());
-            std::thread::sleep(Duration::from_millis(20));
+            assert!(driver::now() < end, "{name} did not say `{text}`");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until the workload begins. That moment, a little late.
+    ///
+    /// # Panics
+    /// If that takes longer than `patience`.
+    #[track_caller]
+    pub fn begin(&self, patience: Duration) -> Time {
+        self.wait_for_text("run", "the workload has begun", patience);
+        driver::now()
+    }
+
+    /// Waits until a process ends by itself. How it ended.
+    ///
+    /// # Panics
+    /// If that takes longer than `patience`.
+    #[track_caller]
+    pub fn wait_for_end(&mut self, name: &str, patience: Duration) -> ExitStatus {
+        let end = after(patience);
+        let child = self.processes.get_mut(name).unwrap_or_else(|| panic!("no process {name}"));
+        loop {
+            if let Some(status) = child.try_wait().expect("waits") {
+                self.processes.remove(name);
+                return status;
+            }
+            assert!(driver::now() < end, "{name} did not end within {patience:?}");
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -321,7 +379,7 @@ impl Cluster {
             counts.next_back().unwrap_or(0_u64)
         };
         while ended(&self.log("run")) < count {
-            assert!(driver::now() < end, "not {count} requests within {patience:?}\n{}", self.text());
+            assert!(driver::now() < end, "not {count} requests within {patience:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -357,6 +415,9 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.text());
+        }
         for child in self.processes.values_mut() {
             let _ = child.kill();
             let _ = child.wait();

@@ -89,10 +89,10 @@ impl Collector {
                 Step::Preempted { .. } => {}
                 Step::Finished => {
                     row.last_token = Some(at);
-                    self.end(index, Outcome::Succeeded);
+                    self.end(index, Some(at), Outcome::Succeeded);
                 }
-                Step::Failed(reason) => self.end(index, Outcome::Failed(name(reason))),
-                Step::Rejected(reason) => self.end(index, Outcome::Rejected(name(reason))),
+                Step::Failed(reason) => self.end(index, Some(at), Outcome::Failed(name(reason))),
+                Step::Rejected(reason) => self.end(index, Some(at), Outcome::Rejected(name(reason))),
                 Step::Corrupt => self.corrupt += 1,
             }
             if self.ended > before {
@@ -102,7 +102,7 @@ impl Collector {
         last
     }
 
-    fn end(&mut self, index: usize, outcome: Outcome) {
+    fn end(&mut self, index: usize, at: Option<u64>, outcome: Outcome) {
         self.ends[index] = self.ends[index].saturating_add(1);
         if self.ends[index] > 1 {
             // Decode's last token left before its instance was given up, and the word of it got lost: the router cannot know.
@@ -112,6 +112,7 @@ impl Collector {
             return;
         }
         self.rows[index].outcome = outcome;
+        self.rows[index].end = at;
         self.ended += 1;
     }
 
@@ -119,7 +120,7 @@ impl Collector {
     pub(crate) fn give_up(&mut self, why: &str) {
         for index in 0..self.rows.len() {
             if self.ends[index] == 0 {
-                self.end(index, Outcome::Failed(why.to_owned()));
+                self.end(index, None, Outcome::Failed(why.to_owned()));
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use engine::driver;
 use engine::time::Span;
@@ -94,7 +94,13 @@ fn one(
     let patience = Span::s(args.patience.into());
     let meter = meter.of(index);
     let shown = !args.quiet && !std::io::stderr().is_terminal();
-    let progress = Lines { inner: &meter, shown, next: AtomicU64::new(0), said: AtomicU64::new(0) };
+    let progress = Lines {
+        inner: &meter,
+        shown,
+        next: AtomicU64::new(0),
+        said: AtomicU64::new(0),
+        begun: AtomicBool::new(false),
+    };
     let address = args.collect.as_deref().unwrap_or("tcp://127.0.0.1:*");
     if args.external {
         let mut hub = Hub::bind(spec, address).map_err(RunError::from)?;
@@ -124,11 +130,16 @@ struct Lines<'a> {
     next: AtomicU64,
     /// Requests that the last line told.
     said: AtomicU64,
+    /// Whether the workload has begun.
+    begun: AtomicBool,
 }
 
 impl Progress for Lines<'_> {
     fn update(&self, ended: u64, fraction: f64, ps: u64) -> bool {
         let now = driver::now();
+        if self.shown && ps > 0 && !self.begun.swap(true, Ordering::Relaxed) {
+            let _ = writeln!(std::io::stderr(), "the workload has begun");
+        }
         let due = now.0 >= self.next.load(Ordering::Relaxed) && ended > self.said.load(Ordering::Relaxed);
         if self.shown && due {
             self.next.store((now + Span::s(1)).0, Ordering::Relaxed);

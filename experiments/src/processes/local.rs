@@ -112,13 +112,17 @@ impl Host for Local {
     }
 
     fn finish(&mut self) {
-        for (_, child) in &mut self.children {
-            drop(child.stdin.take());
-        }
-        let end = driver::now() + GRACE;
-        while !self.children.is_empty() && driver::now() < end {
-            self.ended();
-            std::thread::sleep(std::time::Duration::from_millis(10));
+        // The registry goes last: the others tell it that they leave, and wait until it knows.
+        for registry in [false, true] {
+            let goes = |place: &Place| registry || *place != Place::Registry;
+            for (_, child) in self.children.iter_mut().filter(|(place, _)| goes(place)) {
+                drop(child.stdin.take());
+            }
+            let end = driver::now() + GRACE;
+            while self.children.iter().any(|(place, _)| goes(place)) && driver::now() < end {
+                self.ended();
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
         }
         for (_, child) in &mut self.children {
             let _ = child.kill();

@@ -156,6 +156,8 @@ pub struct RequestRecord {
     pub first_token: Option<u64>,
     /// The last token leaves decode.
     pub last_token: Option<u64>,
+    /// The router, or for a success decode, knew how it ended.
+    pub end: Option<u64>,
     /// Bytes written to decode.
     pub bytes: u64,
     /// Work requests posted.

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use super::result::RunResult;
 
-const HEADER: [&str; 20] = [
+const HEADER: [&str; 21] = [
     "seed",
     "id",
     "tenant",
@@ -22,6 +22,7 @@ const HEADER: [&str; 20] = [
     "success_ps",
     "first_token_ps",
     "last_token_ps",
+    "end_ps",
     "bytes",
     "work_requests",
     "ttft_ms",
@@ -54,6 +55,7 @@ pub fn write_requests(out: impl Write, runs: &[RunResult]) -> Result<(), csv::Er
                 text(r.success),
                 text(r.first_token),
                 text(r.last_token),
+                text(r.end),
                 r.bytes.to_string(),
                 r.work_requests.to_string(),
                 text(r.ttft().map(|ps| ps as f64 / 1e9)),
@@ -83,6 +85,6 @@ mod tests {
         let text = String::from_utf8(out).unwrap();
         let mut lines = text.lines();
         assert_eq!(lines.next().unwrap().split(',').count(), HEADER.len());
-        assert_eq!(lines.next(), Some("9,4,0,1000000000,0,0,0,failed,\"a, b\",,,,,,,3500000000,,0,0,2.5"));
+        assert_eq!(lines.next(), Some("9,4,0,1000000000,0,0,0,failed,\"a, b\",,,,,,,3500000000,,,0,0,2.5"));
     }
 }

@@ -510,8 +510,12 @@ impl Initiator {
                 // The first one that is neither success nor flush names the culprit, also when the target's offer came before it.
                 if failed.status != Status::WrFlush {
                     let culprit = link.wires[index].slices.front().map(|slice| slice.room);
-                    let retry =
-                        matches!(failed.status, Status::RetryExc | Status::RnrRetryExc | Status::RemOp);
+                    // A responder that lost its place in a message says RemInvReq, as Linux' rxe does after some
+                    // retransmissions. A request that is invalid fails again, and the bound on re-posts ends its room.
+                    let retry = matches!(
+                        failed.status,
+                        Status::RetryExc | Status::RnrRetryExc | Status::RemOp | Status::RemInvReq
+                    );
                     if let Some(room) = culprit.and_then(|room| self.rooms[room as usize].as_ref())
                         && !retry
                     {

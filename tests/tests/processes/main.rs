@@ -1,6 +1,11 @@
 //! Real processes on real devices: `tests/soft-roce/run` runs these where there are none.
 #![cfg(feature = "verbs")]
 
+mod end;
+mod kill;
+mod netem;
+mod pause;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -8,6 +13,36 @@ use std::time::Duration;
 use engine::driver;
 use engine::time::Span;
 use kvrail_tests::cluster::{Cluster, Devices, Folder, Outcome, send};
+
+/// How long processes may take to come, or requests to end, in a machine that is emulated.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn secs(span: Span) -> f64 {
+    span.as_secs()
+}
+
+fn sleep(span: Span) {
+    std::thread::sleep(Duration::from_nanos(span.0 / 1000));
+}
+
+/// Processes that have the folder among their arguments.
+fn alive(folder: &Path) -> usize {
+    let folder = folder.to_string_lossy();
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let has = |entry: &std::fs::DirEntry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&*folder)
+    };
+    processes.filter(has).count()
+}
+
+fn until_alive(what: &str, folder: &Path, count: std::ops::RangeInclusive<usize>) {
+    let end = driver::now() + Span::s(60);
+    while !count.contains(&alive(folder)) {
+        assert!(driver::now() < end, "{what}: {} processes", alive(folder));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
 
 fn quickstart() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../experiments/quickstart.yaml")
@@ -36,7 +71,7 @@ fn quickstart_on_grouped_heads() {
     assert_eq!(outcome.rows.len(), 100);
     // Simulated stands beside measured.
     for word in ["simulated (", "measured", "exposed transfer", "one host, one clock"] {
-        assert!(outcome.text.contains(word), "{}", outcome.text);
+        assert!(outcome.text.contains(word), "no `{word}`");
     }
     let used = |column: &str| (0..2).all(|i| outcome.rows.iter().any(|row| row.number(column) == Some(i)));
     assert!(used("prefill_instance") && used("decode_instance"), "all four instances serve");
@@ -68,26 +103,8 @@ fn nobody_outlives_the_run() {
         command.args(["--set", set]);
     }
     let mut child = command.stdin(Stdio::null()).spawn().expect("kvrail runs");
-    // Processes that have the output folder among their arguments.
-    let folder = out.path().to_string_lossy().into_owned();
-    let alive = || {
-        let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
-        processes
-            .filter(|entry| {
-                let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-                String::from_utf8_lossy(&line).contains(&folder)
-            })
-            .count()
-    };
-    let until = |what: &str, count: std::ops::RangeInclusive<usize>| {
-        let end = driver::now() + Span::s(60);
-        while !count.contains(&alive()) {
-            assert!(driver::now() < end, "{what}: {} processes", alive());
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    };
-    until("registry, router, four instances and the run itself come", 7..=7);
+    until_alive("registry, router, four instances and the run itself come", out.path(), 7..=7);
     send(child.id(), "KILL");
     let _ = child.wait();
-    until("all of them go", 0..=0);
+    until_alive("all of them go", out.path(), 0..=0);
 }
