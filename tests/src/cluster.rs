@@ -72,14 +72,12 @@ impl Devices {
         None
     }
 
-    /// `--set` options that choose the devices, and make queue pairs patient: in an emulated machine a peer may be held up for longer than
-    /// the default ACK timeout, and Linux' rxe does not survive every retransmission (it answers some with REM_INV_REQ).
+    /// `--set` options that choose the devices.
     #[must_use]
-    pub fn sets(&self) -> [String; 3] {
+    pub fn sets(&self) -> [String; 2] {
         [
             format!("verbs.prefill.devices=[{}]", self.prefill),
             format!("verbs.decode.devices=[{}]", self.decode),
-            "transfer.ack_timeout=17".to_owned(),
         ]
     }
 }

@@ -30,8 +30,9 @@ fn killed_prefill() {
     // A request's 0.5 MB take half a second of the whole wire now, and three of each prefill arrive in a second.
     let slow = Discipline::slow("veth0", "8mbit");
     wait_for_bytes("veth0", 1_000_000, PATIENCE);
-    cluster.signal("prefill-0", "KILL");
+    // Before, for a process with packets on a slow wire takes its time to go.
     let killed = driver::now().since(begun);
+    cluster.signal("prefill-0", "KILL");
     slow.rate("1gbit");
     sleep(lease * 2);
     cluster.spawn("prefill-0");
