@@ -41,7 +41,7 @@ boot_with() {
     machine+=(
         -smp "$CPUS" -m "$MEMORY" -nodefaults -no-user-config -display none -no-reboot -monitor none
         -kernel "$kernel/boot/vmlinuz-$version" -initrd "$initrd"
-        -append 'console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr'
+        -append 'console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr tsc=reliable'
         -serial "file:$job/console"
         -device virtio-serial
         -chardev "file,id=out,path=$job/out" -device 'virtserialport,chardev=out,name=out'
