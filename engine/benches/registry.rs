@@ -9,6 +9,9 @@
 //! - Latency at half the registry's capacity: from when a message should leave its client until it is at its addressee; of the echo,
 //!   until the frame is back.
 //!
+//! - Work: processor time of the server's thread for a request, the registry's over the echo's. Clients, registry and ZeroMQ's own threads
+//!   share this machine's processors, so that capacity on few of them is also the clients', who have more to do than to replay frames.
+//!
 //! Runs alternate. Printed are medians over the runs, with the least and the greatest. In the environment: RUNS (7), MS of a run (1000), and
 //! RATE, the first that is tried (4000 a second).
 
@@ -42,6 +45,8 @@ type Log = Vec<(Span, Vec<u8>)>;
 
 /// One run against the registry or the echo.
 struct Run {
+    /// Processor time of the server's thread for a request, microseconds.
+    work_us: f64,
     /// Requests or frames handled per second, from the first one's time to the end of the last one.
     rooms_per_s: f64,
     frames_per_s: f64,
@@ -112,6 +117,15 @@ impl Shared {
             thread::sleep(std::time::Duration::from_millis(1));
         }
         self.start.store((driver::now() + Span::ms(20)).0, Release);
+    }
+}
+
+/// Lets the server end when the run does, also by a panic.
+struct Stop<'a>(&'a Shared);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Relaxed);
     }
 }
 
@@ -371,11 +385,13 @@ fn registry(rate: f64, span: Span) -> Run {
     let mut server = Driver::new(node, Absent, link, DriverConfig::default()).expect("a driver");
     let (shared, address) = (&shared, address.as_str());
     thread::scope(|scope| {
-        scope.spawn(move || {
+        let _stop = Stop(shared);
+        let work = scope.spawn(move || {
             server.start().expect("it starts");
             while !shared.stop.load(Relaxed) {
                 server.turn(&[], driver::now() + Span::ms(20)).expect("it turns");
             }
+            processor_s()
         });
         let threads: Vec<_> =
             (0..THREADS).map(|thread| scope.spawn(move || clients(address, thread, shared))).collect();
@@ -384,21 +400,29 @@ fn registry(rate: f64, span: Span) -> Run {
             threads.into_iter().flat_map(|thread| thread.join().expect("clients")).collect();
         let took = seconds(driver::now().since(shared.start()));
         shared.stop.store(true, Relaxed);
+        let work = work.join().expect("the registry");
         let (mut latencies, mut logs) = (Vec::new(), vec![Log::new(); NODES]);
         for client in ended {
             latencies.extend(client.latencies);
             logs[client.node] = client.log;
         }
-        run(took, rooms, latencies, logs)
+        run(took, work, rooms, latencies, logs)
     })
 }
 
-fn run(took: f64, rooms: u64, mut latencies: Vec<u64>, logs: Vec<Log>) -> Run {
+/// Processor time that this thread has had, in seconds.
+fn processor_s() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+fn run(took: f64, work: f64, rooms: u64, mut latencies: Vec<u64>, logs: Vec<Log>) -> Run {
     latencies.sort_unstable();
     let frames = logs.iter().map(Vec::len).sum::<usize>();
     let bytes = logs.iter().flatten().map(|(_, frame)| frame.len()).sum();
     Run {
         rooms_per_s: rooms as f64 / took,
+        work_us: work * 1e6 / rooms as f64,
         frames_per_s: frames as f64 / took,
         frames,
         bytes,
@@ -486,7 +510,11 @@ fn echo(of: &Run, faster: f64) -> Run {
     let address = socket.get_last_endpoint().expect("bound").expect("text");
     let (shared, address, logs) = (&shared, address.as_str(), of.logs.as_slice());
     thread::scope(|scope| {
-        scope.spawn(move || echo_server(&socket, shared));
+        let _stop = Stop(shared);
+        let work = scope.spawn(move || {
+            echo_server(&socket, shared);
+            processor_s()
+        });
         let threads: Vec<_> = (0..THREADS)
             .map(|thread| scope.spawn(move || players(address, thread, shared, logs, faster)))
             .collect();
@@ -495,8 +523,9 @@ fn echo(of: &Run, faster: f64) -> Run {
             threads.into_iter().flat_map(|thread| thread.join().expect("players")).collect();
         let took = seconds(driver::now().since(shared.start()));
         shared.stop.store(true, Relaxed);
+        let work = work.join().expect("the echo");
         let rooms = (of.rooms_per_s * of.frames as f64 / of.frames_per_s).round() as u64;
-        run(took, rooms, latencies, of.logs.clone())
+        run(took, work, rooms, latencies, of.logs.clone())
     })
 }
 
@@ -551,13 +580,20 @@ fn main() {
     });
 
     let (mut real, mut bare, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let [mut work, mut echoing, mut share] = [const { Vec::new() }; 3];
     for _ in 0..runs {
         let run = registry(rate, span);
         let echo = echo(&run, faster);
         real.push(run.rooms_per_s);
         bare.push(echo.rooms_per_s);
         ratios.push(run.rooms_per_s / echo.rooms_per_s);
+        work.push(run.work_us);
+        echoing.push(echo.work_us);
+        share.push(echo.work_us / run.work_us);
     }
+    show("registry, processor time of its thread for a request, us", &work);
+    show("echo, the same", &echoing);
+    show("requests of a processor second, over the echo's", &share);
     show("registry, requests/s", &real);
     show("echo of the same frames, requests/s", &bare);
     show("ratio (wanted: 0.6 or more)", &ratios);
