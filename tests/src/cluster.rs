@@ -72,13 +72,17 @@ impl Devices {
         None
     }
 
-    /// `--set` options that choose the devices.
+    /// `--set` options that choose the devices, and for Soft-RoCE the profile of the simulation beside them.
     #[must_use]
-    pub fn sets(&self) -> [String; 2] {
-        [
+    pub fn sets(&self) -> Vec<String> {
+        let mut sets = vec![
             format!("verbs.prefill.devices=[{}]", self.prefill),
             format!("verbs.decode.devices=[{}]", self.decode),
-        ]
+        ];
+        if self.prefill.starts_with("rxe") {
+            sets.push("verbs.simulate_as=soft-roce".to_owned());
+        }
+        sets
     }
 }
 
