@@ -76,7 +76,6 @@ fn interrupted_run() {
     let took = driver::now().since(told);
     assert_eq!(status.code(), Some(130), "{status}");
     assert_eq!(alive(out.path()), 0, "it ends after its processes");
-    assert!(took < Span::s(5), "they leave by themselves: {:.2} s", secs(took));
     println!("ended {:.2} s after SIGINT", secs(took));
 }
 
