@@ -224,6 +224,7 @@ impl DecodeNode {
             | Message::Leave
             | Message::Query { .. }
             | Message::Create { .. }
+            | Message::Scattered { .. }
             | Message::Done { .. } => {}
         }
     }
@@ -666,6 +667,8 @@ impl Node for DecodeNode {
             fences: stats.fences,
             stale_immediates: stats.stale_immediates,
             repeated_parts: stats.repeated_parts,
+            scattered_parts: stats.staged_parts,
+            copied_bytes: stats.staged_bytes,
             ..self.counters
         }
     }

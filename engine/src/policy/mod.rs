@@ -4,6 +4,7 @@
 //! engine, not trusted. Order and window decide *together* what is posted next on a port: the engine keeps unposted
 //! parts in its own queues and at most a window of bytes posted, or no order policy could do anything on a FIFO queue pair.
 
+mod coalescing;
 mod direction;
 mod granularity;
 mod order;
@@ -12,6 +13,7 @@ mod replica;
 mod routing;
 mod window;
 
+pub use coalescing::{Coalescing, Load, Staging, StagingCosts};
 pub use direction::Direction;
 pub use granularity::Granularity;
 pub use order::{Fifo, Job, JobId, Order, OrderPolicy, ShortestRemaining};

@@ -170,7 +170,9 @@ fn region(from: &mut Reader<'_>) -> Result<Region, FrameError> {
 
 fn put_facts(out: &mut Vec<u8>, facts: Option<&Facts>) {
     let Some(facts) = facts else { return out.push(0) };
-    out.push(1);
+    // Facts with staging are a kind of their own.
+    let staging = facts.stage_slots > 0;
+    out.push(if staging { 2 } else { 1 });
     out.extend_from_slice(&facts.fingerprint.to_le_bytes());
     for number in [facts.tp, facts.pp, facts.dp] {
         put(out, number.into());
@@ -179,6 +181,10 @@ fn put_facts(out: &mut Vec<u8>, facts: Option<&Facts>) {
     out.push(facts.head_major.into());
     put(out, facts.pages.into());
     put(out, facts.slots.into());
+    if staging {
+        put(out, facts.stage_slots.into());
+        put(out, facts.stage_bytes);
+    }
     put(out, facts.ranks.len() as u64);
     for rank in &facts.ranks {
         put(out, rank.pools.len() as u64);
@@ -186,13 +192,21 @@ fn put_facts(out: &mut Vec<u8>, facts: Option<&Facts>) {
         put(out, rank.pitches.len() as u64);
         rank.pitches.iter().for_each(|pitch| put(out, *pitch));
         put_region(out, &rank.aux);
+        if staging {
+            put_region(out, &rank.stage);
+        }
     }
 }
 
 fn facts(from: &mut Reader<'_>) -> Result<Option<Box<Facts>>, FrameError> {
-    if !from.bool("whether facts follow")? {
-        return Ok(None);
-    }
+    let staging = match from.byte("whether facts follow")? {
+        0 => return Ok(None),
+        kind @ (1 | 2) => kind == 2,
+        value => {
+            let (field, right) = ("whether facts follow", "0, 1, or 2 with staging");
+            return Err(FrameError::Value { field, value: value.into(), right });
+        }
+    };
     let mut facts = Facts {
         fingerprint: u64::from_le_bytes(from.fixed("fingerprint")?),
         tp: from.u16("tp")?,
@@ -202,8 +216,15 @@ fn facts(from: &mut Reader<'_>) -> Result<Option<Box<Facts>>, FrameError> {
         head_major: from.bool("head-major")?,
         pages: from.u32("pages")?,
         slots: from.u32("slots")?,
-        ranks: Vec::new(),
+        ..Facts::default()
     };
+    if staging {
+        facts.stage_slots = from.u32("staging slots")?;
+        facts.stage_bytes = from.u64("bytes of a staging slot")?;
+        if facts.stage_slots == 0 {
+            return Err(FrameError::Value { field: "staging slots", value: 0, right: "at least 1" });
+        }
+    }
     let ranks = from.count("ranks", MAX_RANKS, 4)?;
     facts.ranks.reserve(ranks);
     for _ in 0..ranks {
@@ -211,7 +232,9 @@ fn facts(from: &mut Reader<'_>) -> Result<Option<Box<Facts>>, FrameError> {
         let pools = (0..pools).map(|_| region(from)).collect::<Result<_, _>>()?;
         let pitches = from.count("pitches", MAX_POOLS, 1)?;
         let pitches = (0..pitches).map(|_| from.u64("pitch")).collect::<Result<_, _>>()?;
-        facts.ranks.push(RankFacts { pools, pitches, aux: region(from)? });
+        let aux = region(from)?;
+        let stage = if staging { region(from)? } else { Region::default() };
+        facts.ranks.push(RankFacts { pools, pitches, aux, stage });
     }
     Ok(Some(Box::new(facts)))
 }
@@ -275,13 +298,40 @@ fn put_pages(out: &mut Vec<u8>, list: &PageList) {
     put(out, list.tokens.into());
     put(out, list.offset.into());
     put(out, list.total.into());
-    put(out, list.pages.len() as u64);
+    put_runs(out, &list.pages);
+}
+
+fn put_runs(out: &mut Vec<u8>, runs: &[PageRun]) {
+    put(out, runs.len() as u64);
     let mut end = 0;
-    for run in &list.pages {
+    for run in runs {
         put(out, zigzag(i64::from(run.first.0) - end));
         put(out, run.count.into());
         end = i64::from(run.first.0) + i64::from(run.count);
     }
+}
+
+/// Runs, and how many pages they have.
+fn runs(from: &mut Reader<'_>) -> Result<(Vec<PageRun>, u64), FrameError> {
+    let count = from.count("page runs", MAX_RUNS, 2)?;
+    let mut runs = Vec::with_capacity(count);
+    let (mut end, mut listed) = (0i64, 0);
+    for _ in 0..count {
+        let step = unzigzag(from.u64("page")?);
+        let count = from.u32("run of pages")?;
+        let first = end.checked_add(step).and_then(|first| u32::try_from(first).ok());
+        let Some(first) = first.filter(|first| count > 0 && first.checked_add(count - 1).is_some()) else {
+            return Err(FrameError::Value {
+                field: "run of pages",
+                value: count.into(),
+                right: "at least one page, numbers of 32 bits",
+            });
+        };
+        listed += u64::from(count);
+        runs.push(PageRun { first: Page(first), count });
+        end = i64::from(first) + i64::from(count);
+    }
+    Ok((runs, listed))
 }
 
 fn pages(from: &mut Reader<'_>) -> Result<PageList, FrameError> {
@@ -296,25 +346,11 @@ fn pages(from: &mut Reader<'_>) -> Result<PageList, FrameError> {
         offset: from.u32("offset")?,
         total: from.u32("total")?,
         pages: Vec::new(),
+        stage: Vec::new(),
     };
-    let runs = from.count("page runs", MAX_RUNS, 2)?;
-    list.pages.reserve_exact(runs);
-    let (mut end, mut listed) = (0i64, u64::from(list.offset));
-    for _ in 0..runs {
-        let step = unzigzag(from.u64("page")?);
-        let count = from.u32("run of pages")?;
-        let first = end.checked_add(step).and_then(|first| u32::try_from(first).ok());
-        let Some(first) = first.filter(|first| count > 0 && first.checked_add(count - 1).is_some()) else {
-            return Err(FrameError::Value {
-                field: "run of pages",
-                value: count.into(),
-                right: "at least one page, numbers of 32 bits",
-            });
-        };
-        listed += u64::from(count);
-        list.pages.push(PageRun { first: Page(first), count });
-        end = i64::from(first) + i64::from(count);
-    }
+    let (pages, count) = runs(from)?;
+    list.pages = pages;
+    let listed = u64::from(list.offset) + count;
     if listed > list.total.into() {
         return Err(FrameError::Value { field: "pages listed", value: listed, right: "at most the total" });
     }
@@ -356,6 +392,7 @@ impl PageList {
             let list = PageList { pages: piece.to_vec(), ..self.clone() };
             self.offset += piece.iter().map(|run| run.count).sum::<u32>();
             at += piece.len().max(1);
+            self.stage.clear();
             Some(list)
         })
     }
@@ -559,8 +596,12 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) {
         }
         Message::Assign { key, peer, request } => put_assign(out, key, *peer, request),
         Message::Publish(list) => {
-            out.push(11);
+            // One with staging slots is a kind of its own.
+            out.push(if list.stage.is_empty() { 11 } else { 17 });
             put_pages(out, list);
+            if !list.stage.is_empty() {
+                put_runs(out, &list.stage);
+            }
         }
         Message::Abort { key, reason } => {
             out.push(12);
@@ -595,6 +636,12 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) {
             put(out, (*before).into());
             put_pieces(out, pieces);
             out.push((*last).into());
+        }
+        Message::Scattered { key, done } => {
+            out.push(18);
+            put_key(out, key);
+            put(out, done.len() as u64);
+            done.iter().for_each(|count| put(out, (*count).into()));
         }
     }
 }
@@ -672,6 +719,20 @@ pub fn decode(bytes: &[u8]) -> Result<Message, FrameError> {
             pieces: pieces(from)?,
             last: from.bool("whether it is the rest")?,
         },
+        17 => {
+            let list = pages(from)?;
+            let (stage, slots) = runs(from)?;
+            if slots == 0 {
+                return Err(FrameError::Value { field: "staging slots", value: 0, right: "at least 1" });
+            }
+            Message::Publish(PageList { stage, ..list })
+        }
+        18 => {
+            let key = from.key()?;
+            let feeds = from.count("feeds", MAX_ENDPOINTS, 1)?;
+            let done = (0..feeds).map(|_| from.u32("staged parts")).collect::<Result<_, _>>()?;
+            Message::Scattered { key, done }
+        }
         kind => return Err(FrameError::Kind(kind)),
     };
     match reader.left.len() {

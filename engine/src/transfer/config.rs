@@ -2,7 +2,7 @@
 
 use super::reach::Reach;
 use crate::fabric::{Limits, RnrTimer, Rts};
-use crate::policy::{Direction, Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window};
+use crate::policy::{Coalescing, Direction, Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window};
 use crate::time::Span;
 
 /// Parameters of both sides. What must be equal on both sides says so.
@@ -23,6 +23,8 @@ pub struct TransferConfig {
     pub direction: Direction,
     /// In how large pieces KV leaves prefill.
     pub granularity: Granularity,
+    /// How parts become work requests. Push only, if it is not [`Coalescing::Direct`].
+    pub coalescing: Coalescing,
     /// Who posts next on a port.
     pub order: OrderPolicy,
     /// How much is posted at a time on a port.
@@ -70,6 +72,7 @@ impl Default for TransferConfig {
             replica: ReplicaChoice::default(),
             direction: Direction::default(),
             granularity: Granularity::default(),
+            coalescing: Coalescing::default(),
             order: OrderPolicy::default(),
             window: Window::default(),
             send_depth: 8192,

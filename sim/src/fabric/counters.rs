@@ -23,6 +23,10 @@ pub struct Counters {
     pub timeouts: u64,
     /// Arrivals that a responder dropped because its queue pair was not there, not ready or somebody else's by then.
     pub dropped: u64,
+    /// Copies within the host's memory.
+    pub copies: u64,
+    /// Bytes that they moved.
+    pub copied_bytes: u64,
 }
 
 impl Counters {
@@ -38,6 +42,8 @@ impl Counters {
         self.rnr_naks += other.rnr_naks;
         self.timeouts += other.timeouts;
         self.dropped += other.dropped;
+        self.copies += other.copies;
+        self.copied_bytes += other.copied_bytes;
     }
 }
 

@@ -1,5 +1,6 @@
 //! One host's end of the simulated fabric.
 
+use super::copy::{CopyCosts, Copying};
 use super::counters::{Counters, Objects};
 use super::memory::Memory;
 use super::mistakes::Mistakes;
@@ -78,6 +79,8 @@ pub(super) enum Todo {
     Serve(QpId),
     /// A queue pair left its connection.
     Gone(Box<Gone>),
+    /// A copy has started and will be over then.
+    Copy { slot: u32, over: Time },
 }
 
 /// A queue pair as it was when it failed or went: what had left its NIC still arrives.
@@ -122,6 +125,10 @@ pub struct SimFabric {
     pub(super) pages: Vec<u64>,
     pub(super) engine: Vec<Time>,
     pub(super) mistakes: Mistakes,
+    pub(super) copy_costs: CopyCosts,
+    /// By copy engine: when it is free.
+    pub(super) copy_engines: Vec<Time>,
+    pub(super) copying: Vec<Option<Copying>>,
 }
 
 fn stream(seed: u64, purpose: u64, host: u32) -> ChaCha8Rng {
@@ -187,6 +194,9 @@ impl SimFabric {
             pages: vec![0; n],
             engine: vec![Time::ZERO; n],
             mistakes: Mistakes::default(),
+            copy_costs: CopyCosts::default(),
+            copy_engines: Vec::new(),
+            copying: Vec::new(),
         }
     }
 

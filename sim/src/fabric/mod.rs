@@ -21,6 +21,7 @@
 
 mod arrive;
 mod calls;
+mod copy;
 mod counters;
 pub mod duo;
 mod exec;
@@ -34,6 +35,7 @@ mod qp;
 mod remains;
 mod serve;
 
+pub use copy::CopyCosts;
 pub use counters::{Counters, Objects};
 pub use host::SimFabric;
 pub use mistakes::Mistakes;
@@ -117,6 +119,8 @@ enum Inner {
     Acked { host: u32, qp: QpId },
     /// Completions of receives are due.
     Received { host: u32, qp: QpId },
+    /// A copy within a host's memory is over.
+    Copied { host: u32, slot: u32 },
 }
 
 /// Whoever owns the event queue.
@@ -250,6 +254,7 @@ impl Fabrics {
             qp.flow.is_some() || qp.stalled || left.into_iter().any(|s| s.acked == Time::NEVER)
         };
         self.gone.iter().all(Option::is_none)
+            && self.hosts.iter().all(|h| h.copying.iter().all(Option::is_none))
             && self.hosts.iter().all(|h| h.qp_ids().iter().all(|id| !h.qp_ref(*id).is_some_and(busy)))
     }
 
@@ -315,6 +320,7 @@ impl Fabrics {
                     own.put_qp(pair);
                 }
             }
+            Inner::Copied { host, slot } => self.copied(host, slot, now),
         }
         self.settle(now, q, ready);
     }
@@ -351,6 +357,7 @@ impl Fabrics {
                 match task {
                     Todo::Serve(qp) => self.serve(host, qp, now, q),
                     Todo::Gone(gone) => self.bury(host, gone, now, q),
+                    Todo::Copy { slot, over } => self.schedule_copy(host, slot, over, q),
                 }
             }
             let own = &mut self.hosts[host as usize];

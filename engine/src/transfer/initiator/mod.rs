@@ -14,6 +14,7 @@ mod link;
 mod post;
 mod pull;
 mod room;
+mod stage;
 
 use super::config::TransferConfig;
 use super::end::{End, EndHeld, EndStats};
@@ -93,6 +94,12 @@ pub struct Initiator {
     stats: EndStats,
     /// Plans of the piece at hand by share class.
     plans: Vec<(u32, usize, Arc<Plan>)>,
+    /// Staging slots of this side that are free, by rank of the instance; none without staging.
+    sources: Vec<Vec<u16>>,
+    /// Rooms that wait for one.
+    starved_rooms: Vec<u32>,
+    /// Rate of each port, bytes per second.
+    rates: Vec<u64>,
 }
 
 impl Initiator {
@@ -112,11 +119,20 @@ impl Initiator {
         let window = u32::try_from(config.window.requests).unwrap_or(u32::MAX).saturating_add(1);
         let depth = config.send_depth.saturating_mul(per_port).max(window).clamp(64.min(most), most);
         let ids: Vec<_> = fabric.ports().iter().map(|port| port.id).collect();
+        let rates = fabric.ports().iter().map(|port| port.bits_per_s / 8).collect();
+        let sources: Vec<Vec<u16>> = match memory.staging() {
+            Some(staging) => {
+                let slots = staging.slots.min(u16::MAX.into()) as u16;
+                memory.ranks.iter().map(|_| (0..slots).rev().collect()).collect()
+            }
+            None => Vec::new(),
+        };
+        // A part's aux row and seal may go above the bound; a staged one is posted whole.
+        let above = if sources.is_empty() { 2 } else { 2 + stage::REQUESTS };
         let mut ports = Vec::new();
         for port in ids {
             let cq = fabric.create_cq(port, depth)?;
-            // A part's aux row and seal may go above the bound.
-            let most_requests = u64::from(depth).saturating_sub(2).max(1);
+            let most_requests = u64::from(depth).saturating_sub(above).max(1);
             let order = config.order.build();
             ports.push(PortQueue { order, posted_bytes: 0, posted_requests: 0, cq, most_requests });
         }
@@ -144,6 +160,9 @@ impl Initiator {
             lease_until: Time::NEVER,
             stats: EndStats::default(),
             plans: Vec::new(),
+            sources,
+            starved_rooms: Vec::new(),
+            rates,
             config,
         })
     }
@@ -216,6 +235,7 @@ impl End for Initiator {
         while let Some(key) = self.timers.expired(cx.now) {
             self.fail(cx, key, Reason::Deadline, true);
         }
+        self.feed_starved(cx);
     }
 
     fn completions(&mut self, cx: &mut Cx<'_>, batch: &[Completion]) {
@@ -223,6 +243,7 @@ impl End for Initiator {
             self.completed(cx, completion);
         }
         self.pump_all(cx);
+        self.feed_starved(cx);
     }
 
     fn event(&mut self, cx: &mut Cx<'_>, event: Event) {
@@ -234,7 +255,12 @@ impl End for Initiator {
             }
             Event::CqOverrun(cq) => self.overrun(cx, cq),
             Event::SrqLimit(_) | Event::LastWqeReached(_) | Event::PortDown(_) | Event::PortUp(_) => {}
+            Event::Copied(id) => {
+                self.gathered(cx, id);
+                self.pump_all(cx);
+            }
         }
+        self.feed_starved(cx);
     }
 
     fn knows(&self, peer: InstanceId) -> bool {
@@ -256,6 +282,7 @@ impl End for Initiator {
 
     fn link(&mut self, cx: &mut Cx<'_>, peer: InstanceId, body: LinkBody) {
         self.heard(cx, peer, body);
+        self.feed_starved(cx);
     }
 
     fn say_again(&mut self, _cx: &mut Cx<'_>) {
@@ -272,6 +299,7 @@ impl End for Initiator {
         for key in keys {
             self.fail(cx, key, reason, tell);
         }
+        self.feed_starved(cx);
     }
 
     fn peer_gone(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
@@ -279,6 +307,7 @@ impl End for Initiator {
         self.scrap(cx, peer);
         self.links.remove(&peer);
         self.feed(cx);
+        self.feed_starved(cx);
     }
 
     fn abandon(&mut self, cx: &mut Cx<'_>, reason: Reason) {
@@ -299,7 +328,7 @@ impl End for Initiator {
         };
         EndHeld {
             rooms: self.by_key.len() as u64,
-            slots: slots as u64,
+            slots: slots as u64 + self.held_sources(),
             timers: self.timers.len() as u64,
             queue_pairs: self.links.values().map(|link| link.wires.len() as u64).sum(),
             receives: 0,

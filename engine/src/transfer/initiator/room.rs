@@ -2,7 +2,10 @@
 
 use super::super::news::News;
 use super::super::pages::PageTable;
+use super::super::pairing::Pairing;
 use super::super::plan::{PlanLimits, plan};
+use super::super::stage::{Cut, per_token};
+use super::stage::{Gather, RemoteStage, RoomStage, Staged};
 use super::{Initiator, InitiatorRoom};
 use crate::fabric::Plan;
 use crate::id::PortId;
@@ -23,6 +26,7 @@ pub(super) struct Remote {
     pub credits: u16,
     pub table: PageTable,
     pub total: u32,
+    pub stage: RemoteStage,
 }
 
 /// State of a part.
@@ -52,6 +56,8 @@ pub(super) struct Part {
     pub seal: Option<u16>,
     pub aux: bool,
     pub state: PartState,
+    /// If it is staged: then it has no plans.
+    pub stage: Option<Box<Staged>>,
 }
 
 impl Part {
@@ -67,10 +73,19 @@ pub(super) struct JobState {
     pub room: u32,
     pub port: PortId,
     pub parts: VecDeque<u32>,
+    /// Staged parts that are gathered: these go first.
+    pub ready: VecDeque<u32>,
     pub left: u64,
     pub queued: bool,
     /// The wire for whose send queue it waits.
     pub blocked: Option<u32>,
+}
+
+impl JobState {
+    /// Whether something of it is to be posted.
+    pub(super) fn has_work(&self) -> bool {
+        !(self.parts.is_empty() && self.ready.is_empty())
+    }
 }
 
 /// A room at the initiator.
@@ -106,6 +121,7 @@ pub(super) struct Room {
     pub ending: bool,
     pub work_requests: u64,
     pub bytes: u64,
+    pub stage: RoomStage,
 }
 
 impl Room {
@@ -145,6 +161,7 @@ impl Room {
             ending: false,
             work_requests: 0,
             bytes: 0,
+            stage: RoomStage::default(),
         }
     }
 }
@@ -214,10 +231,13 @@ impl Initiator {
         let outside =
             list.pages.iter().any(|run| !in_pool(run, link.map_or(u32::MAX, |link| link.facts.pages)));
         let credits = list.credits > 0 || self.config.direction == Direction::Pull;
-        if stale || outside || !fits || !credits || list.tokens != room.spec.tokens {
+        let stage = RemoteStage::new(&list.stage);
+        let (Some(stage), false) =
+            (stage, stale || outside || !fits || !credits || list.tokens != room.spec.tokens)
+        else {
             self.fail(cx, list.key, Reason::Refused, true);
             return;
-        }
+        };
         match &mut room.remote {
             None if list.offset == 0 => {
                 room.remote = Some(Remote {
@@ -227,6 +247,7 @@ impl Initiator {
                     credits: list.credits,
                     table: PageTable::new(list.pages.clone()),
                     total: list.total,
+                    stage,
                 });
             }
             Some(remote) if list.offset == remote.table.len() && list.offset > 0 => {
@@ -286,7 +307,7 @@ impl Initiator {
     pub(super) fn advance(&mut self, cx: &mut Cx<'_>, index: u32) {
         let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
         let Some(link) = self.links.get(&room.spec.peer) else { return };
-        let Some(remote) = &room.remote else { return };
+        let Some(remote) = &mut room.remote else { return };
         let pull = self.config.direction == Direction::Pull;
         if room.ending || room.sealed || remote.table.len() < remote.total || pull && room.landing.is_none() {
             return;
@@ -296,6 +317,7 @@ impl Initiator {
         if u32::from(remote.slot) >= facts.slots
             || remote.group >= facts.dp
             || !remote.table.runs().iter().all(|run| in_pool(run, facts.pages))
+            || !remote.stage.share_out(&link.pairing, facts)
         {
             let key = room.spec.key;
             self.fail(cx, key, Reason::Refused, true);
@@ -307,9 +329,17 @@ impl Initiator {
         let pairing = link.pairing.clone();
         let key = room.spec.key;
         room.numbers.resize(pairing.feeds.len(), 0);
+        self.plans.clear();
+        let staged = if self.sources.is_empty() { Vec::new() } else { self.stage_pieces(index) };
+        // Staged parts have receives of their own.
+        let directly = staged.is_empty() || staged.iter().flatten().any(Option::is_none);
+        let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        let Some(link) = self.links.get(&room.spec.peer) else { return };
+        let Some(remote) = &room.remote else { return };
+        let (room_group, remote_group) = (room.spec.group, remote.group);
         // The last parts must fit into the credits: what does not is kept back until all is produced. In pull the target sees to that.
         let rails = |nth| self.config.rail_policy.choose(nth, pairing.rails);
-        if !room.all_produced && !pull {
+        if !room.all_produced && !pull && directly {
             // Receives are promised by rail. A cut makes one part at most on each, but small ones leave rails out, so parts in all
             // say nothing about the fullest rail.
             let widest = pairing.feeds.iter().map(|feed| rails(feed.nth).len()).max().unwrap_or(1).max(1);
@@ -317,16 +347,29 @@ impl Initiator {
                 return;
             }
         }
-        room.cuts += 1;
+        room.cuts += u32::from(directly);
         let limits = PlanLimits { max_sge: self.config.max_sge, max_message: self.config.max_message };
         let last = room.all_produced;
         let dst_groups = link.facts.dp;
-        self.plans.clear();
         let mut fresh = 0..room.parts.len() as u32;
         fresh.start = fresh.end;
+        // Whose last part is a staged one.
+        let sealed = if staged.is_empty() {
+            Vec::new()
+        } else {
+            cut_staged(room, &pairing, &staged, last, |f, nth| {
+                let rails = rails(pairing.feeds[f].nth);
+                let rail = rails.start + (nth % rails.len().max(1)) as u16;
+                pairing.wire(dst_groups, room_group, remote_group, f, rail) as u32
+            })
+        };
+        let Some(remote) = &room.remote else { return };
         for (f, feed) in pairing.feeds.iter().enumerate() {
             let mut plans: Vec<(Arc<Plan>, u8)> = Vec::with_capacity(room.pieces.len() * feed.shares.len());
             for (p, (tokens, layers)) in room.pieces.iter().enumerate() {
+                if staged.get(f).is_some_and(|pieces| pieces[p].is_some()) {
+                    continue;
+                }
                 for (s, share) in feed.shares.iter().enumerate() {
                     let made =
                         self.plans.iter().find(|(class, piece, _)| *class == share.class && *piece == p);
@@ -357,14 +400,14 @@ impl Initiator {
             let n = rails.len() as u64;
             for (j, rail) in (0u64..).zip(rails) {
                 let window = total * j / n..total * (j + 1) / n;
-                let ends = last && j + 1 == n;
+                let ends = last && j + 1 == n && !sealed.get(f).copied().unwrap_or(false);
                 let (seals, aux) = (ends && !pull, ends && feed.aux);
                 if window.is_empty() && !seals && !aux {
                     continue;
                 }
                 let number = room.numbers[f];
                 room.numbers[f] += 1;
-                let wire = pairing.wire(dst_groups, room.spec.group, remote.group, f, rail) as u32;
+                let wire = pairing.wire(dst_groups, room_group, remote_group, f, rail) as u32;
                 let bytes = window_bytes(&plans, &window);
                 room.parts.push(Part {
                     feed: f as u16,
@@ -377,6 +420,7 @@ impl Initiator {
                     seal: seals.then(|| room.numbers[f]),
                     aux,
                     state: PartState::Waiting,
+                    stage: None,
                 });
                 room.undone += 1;
             }
@@ -411,14 +455,33 @@ impl Initiator {
                 });
                 let job = &mut self.jobs[id as usize];
                 // In the memory of one that is over.
-                let parts = std::mem::take(&mut job.parts);
-                *job = JobState { room: index, port, parts, ..JobState::default() };
+                let (parts, ready) = (std::mem::take(&mut job.parts), std::mem::take(&mut job.ready));
+                *job = JobState { room: index, port, parts, ready, ..JobState::default() };
                 room.jobs.push(id);
                 id
             });
             let job = &mut self.jobs[id as usize];
-            job.parts.push_back(p);
             job.left += part.bytes.max(1);
+            // One that is being gathered is put in when that is over.
+            if !part.is_gathering() {
+                job.parts.push_back(p);
+            }
+        }
+        if link.is_up() {
+            self.queue_jobs(index);
+        }
+    }
+
+    /// A part that was being gathered comes back to its job, or to the queue where the job is gone.
+    pub(super) fn put_back(&mut self, index: u32, p: u32) {
+        let Some(room) = self.rooms.get(index as usize).and_then(Option::as_ref) else { return };
+        let Some(link) = self.links.get(&room.spec.peer) else { return };
+        let part = &room.parts[p as usize];
+        let port = link.pairing.wires[part.wire as usize].src_port;
+        match room.jobs.iter().copied().find(|id| self.jobs[*id as usize].port == port) {
+            Some(id) if part.lacks_gather() => self.jobs[id as usize].parts.push_front(p),
+            Some(id) => self.jobs[id as usize].ready.push_back(p),
+            None => return self.enqueue(index, p..p + 1),
         }
         if link.is_up() {
             self.queue_jobs(index);
@@ -431,7 +494,7 @@ impl Initiator {
         for id in &room.jobs {
             let job = &mut self.jobs[*id as usize];
             let order = &mut self.ports[job.port.index()].order;
-            if job.parts.is_empty() || job.blocked.is_some() {
+            if !job.has_work() || job.blocked.is_some() {
                 continue;
             }
             if job.queued {
@@ -461,6 +524,7 @@ impl Initiator {
                 job.queued = false;
             }
             job.parts.clear();
+            job.ready.clear();
             self.free_jobs.push(id);
         }
     }
@@ -503,6 +567,7 @@ impl Initiator {
         }
         self.timers.cancel(key);
         self.drop_jobs(index);
+        self.ungather(index);
         if drained {
             self.end(cx, index, false);
         } else if !waits {
@@ -559,6 +624,50 @@ impl Initiator {
             }
         }
     }
+}
+
+/// Makes parts of what is staged, in turns over the feeds, so that all of their slots are filled at the same time. Which feeds need no part
+/// that goes directly for their seal.
+fn cut_staged(
+    room: &mut Room,
+    pairing: &Pairing,
+    staged: &[Vec<Option<Vec<Cut>>>],
+    last: bool,
+    wire: impl Fn(usize, usize) -> u32,
+) -> Vec<bool> {
+    room.stage.cut.resize(pairing.feeds.len(), 0);
+    room.stage.scattered.resize(pairing.feeds.len(), 0);
+    let cuts: Vec<Vec<&Cut>> =
+        staged.iter().map(|pieces| pieces.iter().flatten().flatten().collect()).collect();
+    let whole = |f: usize| last && !cuts[f].is_empty() && staged[f].iter().all(Option::is_some);
+    let sealed: Vec<bool> = (0..pairing.feeds.len()).map(whole).collect();
+    for nth in 0..cuts.iter().map(Vec::len).max().unwrap_or(0) {
+        for (f, feed) in pairing.feeds.iter().enumerate() {
+            let Some(cut) = cuts[f].get(nth).copied() else { continue };
+            let ends = sealed[f] && nth + 1 == cuts[f].len();
+            let number = room.numbers[f];
+            room.numbers[f] += 1;
+            let sequence = room.stage.cut[f];
+            room.stage.cut[f] += 1;
+            let wire = wire(f, sequence as usize);
+            let rank = pairing.wires[wire as usize].src;
+            room.parts.push(Part {
+                feed: f as u16,
+                wire,
+                number,
+                plans: Vec::new(),
+                window: 0..0,
+                cursor: 0,
+                bytes: per_token(feed, &cut.layers) * cut.tokens.len() as u64,
+                seal: ends.then(|| room.numbers[f]),
+                aux: ends && feed.aux,
+                state: PartState::Waiting,
+                stage: Some(Box::new(Staged { rank, sequence, cut: cut.clone(), gather: Gather::Idle })),
+            });
+            room.undone += 1;
+        }
+    }
+    sealed
 }
 
 /// Whether a run lies in a pool of so many pages, the padding page 0 not being one to write to.

@@ -29,6 +29,8 @@ pub(super) struct Link {
     pub rooms: Vec<u32>,
     /// Receives that a room needs, by DP group of this side and port.
     pub needs: Vec<Vec<u32>>,
+    /// Staging slots that a room has for each sender to a rank; 0: everything goes directly.
+    pub stage_window: u32,
     /// Rises with every free by fence.
     pub fence_epoch: u32,
     state: State,
@@ -46,6 +48,7 @@ impl Link {
             qps: Vec::new(),
             rooms: Vec::new(),
             needs: Vec::new(),
+            stage_window: 0,
             fence_epoch: 1,
             state: State::Down,
             offer: 0,
@@ -205,6 +208,7 @@ impl Target {
                 self.release(cx, index);
             } else if room.state == RoomState::Success {
                 room.fenced = true;
+                self.free_stage(index);
             }
         }
     }

@@ -12,11 +12,13 @@ mod parts;
 mod pull;
 mod push;
 mod room;
+mod stage;
 
 use super::config::TransferConfig;
 use super::end::{End, EndHeld, EndStats};
 use super::memory::InstanceMemory;
 use super::news::News;
+use super::pages::PagePool;
 use super::pairing::Pairing;
 use super::tombstones::Tombstones;
 use super::wire::Immediate;
@@ -31,6 +33,7 @@ use crate::timers::Timers;
 use link::Link;
 use room::Room;
 pub use room::TargetRoom;
+use stage::Scatter;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -68,6 +71,12 @@ pub struct Target {
     news: VecDeque<News>,
     lease_until: Time,
     stats: EndStats,
+    /// Staging slots by DP group; none without staging.
+    stage: Vec<PagePool>,
+    /// Parts on their way from their slots to their pages, by the number of the copy.
+    scatters: Vec<Option<Scatter>>,
+    /// Rooms whose senders wait for word of that.
+    untold: Vec<u32>,
 }
 
 impl Target {
@@ -98,7 +107,17 @@ impl Target {
             ports.push(PortReceives { srq, cq, posted: 0, promised: 0, next: 0 });
         }
         let slots = config.slots.min(Immediate::SLOTS);
+        let stage = match memory.staging() {
+            // The pool's page 0 is nobody's.
+            Some(staging) => (0..memory.layout().parallel().dp.max(1))
+                .map(|_| PagePool::new(staging.slots.saturating_add(1), false))
+                .collect(),
+            None => Vec::new(),
+        };
         Ok(Self {
+            stage,
+            scatters: Vec::new(),
+            untold: Vec::new(),
             memory,
             ports,
             links: BTreeMap::new(),
@@ -127,7 +146,10 @@ impl Target {
         }
         let mut link = Link::new(pairing);
         match self.config.direction {
-            Direction::Push => link.needs = self.needs(&link),
+            Direction::Push => {
+                link.stage_window = self.stage_window(&link);
+                link.needs = self.needs(&link, link.stage_window);
+            }
             Direction::Pull => link.rooms = self.rooms_with(peer),
         }
         let waiting = link.rooms.clone();
@@ -199,7 +221,8 @@ impl End for Target {
     fn held(&self) -> EndHeld {
         EndHeld {
             rooms: self.by_key.len() as u64,
-            slots: (self.slots.len() - self.free_slots.len()) as u64,
+            slots: (self.slots.len() - self.free_slots.len()) as u64
+                + self.stage.iter().map(|pool| u64::from(pool.used())).sum::<u64>(),
             timers: self.timers.len() as u64,
             queue_pairs: self.links.values().map(|link| link.qps.len() as u64).sum(),
             receives: self.ports.iter().map(|port| u64::from(port.promised)).sum(),
@@ -222,6 +245,7 @@ impl End for Target {
         if self.config.rules.receive_credits {
             self.refill(cx.fabric);
         }
+        self.tell_scattered(cx);
     }
 
     fn event(&mut self, cx: &mut Cx<'_>, event: Event) {
@@ -240,6 +264,7 @@ impl End for Target {
                 }
             }
             Event::SrqLimit(_) | Event::LastWqeReached(_) | Event::PortDown(_) | Event::PortUp(_) => {}
+            Event::Copied(id) => self.copied(cx, id),
         }
     }
 

@@ -48,12 +48,35 @@ pub(super) struct Source {
     /// Immediates counted, for the rule that is switched off.
     pub count: u16,
     pub seal: Option<u16>,
+    /// Staged parts that were seen and are not in their pages yet.
+    pub copying: u16,
+    /// Staged parts that are, from the first one on without a gap; and those behind a gap.
+    pub scattered: u32,
+    pub late: Vec<u32>,
     pub done: bool,
 }
 
 impl Source {
     pub(super) fn new(rank: Rank) -> Self {
-        Self { rank, seen: PartSet::default(), count: 0, seal: None, done: false }
+        Self {
+            rank,
+            seen: PartSet::default(),
+            count: 0,
+            seal: None,
+            copying: 0,
+            scattered: 0,
+            late: Vec::new(),
+            done: false,
+        }
+    }
+
+    /// A staged part is in its pages.
+    pub(super) fn scattered(&mut self, sequence: u32) {
+        self.late.push(sequence);
+        while let Some(at) = self.late.iter().position(|late| *late == self.scattered) {
+            self.late.swap_remove(at);
+            self.scattered += 1;
+        }
     }
 }
 
