@@ -91,31 +91,6 @@ pub enum Fault {
     },
 }
 
-impl Fault {
-    /// What kind it is, as the key of an experiment says it.
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Fault::QueuePairError { .. } => "queue-pair-error",
-            Fault::LinkDown { .. } => "link-down",
-            Fault::LinkUp { .. } => "link-up",
-            Fault::Pause { .. } => "pause",
-            Fault::Resume { .. } => "resume",
-        }
-    }
-
-    /// The node that it strikes; a host has the number of its node.
-    #[must_use]
-    pub fn node(&self) -> Option<NodeId> {
-        match self {
-            Fault::QueuePairError { host, .. }
-            | Fault::LinkDown { host, .. }
-            | Fault::LinkUp { host, .. } => Some(NodeId(*host as u32)),
-            Fault::Pause { node } | Fault::Resume { node } => Some(*node),
-        }
-    }
-}
-
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {

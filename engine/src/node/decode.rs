@@ -223,8 +223,9 @@ impl DecodeNode {
             }
             Message::FactsOf { instance, facts: Some(facts) } => {
                 let own = sink.end().memory().facts();
+                let facts = self.peers.facts(&self.config, instance, *facts);
                 match pair(&self.config, &facts, &own) {
-                    Ok(pairing) => sink.meet(cx, instance, &Arc::new(*facts), pairing),
+                    Ok(pairing) => sink.meet(cx, instance, &Arc::new(facts), pairing),
                     Err(_) => {
                         // Asked again for the next room, which fails as fast.
                         self.peers.forget(instance);
@@ -253,7 +254,8 @@ impl DecodeNode {
         if self.leaving {
             return;
         }
-        match self.jobs.get(&key) {
+        let again = self.config.transfer.rules.assigns_once;
+        match self.jobs.get(&key).filter(|_| again) {
             // Again: the registry lost the room, and its page list with it.
             Some(job) if job.phase == Phase::Transfer => {
                 sink.tell_again(&key, Some(&job.prompt_table(self.config.page_size)));
@@ -266,7 +268,7 @@ impl DecodeNode {
             // Over, but its pages are not free yet: the registry lost the outcome.
             Some(_) | None => {}
         }
-        if self.jobs.contains(&key) || sink.knows_room(&key) {
+        if again && (self.jobs.contains(&key) || sink.knows_room(&key)) {
             let outcome =
                 self.ended.iter().rev().find(|(ended, _)| *ended == key).map(|(_, outcome)| *outcome);
             let outcome = outcome.unwrap_or(Outcome::Failed(Reason::Refused));

@@ -177,8 +177,9 @@ impl PrefillNode {
             }
             Message::FactsOf { instance, facts: Some(facts) } => {
                 let own = source.end().memory().facts();
+                let facts = self.peers.facts(&self.config, instance, *facts);
                 match pair(&self.config, &own, &facts) {
-                    Ok(pairing) => source.meet(cx, instance, Arc::new(*facts), pairing),
+                    Ok(pairing) => source.meet(cx, instance, Arc::new(facts), pairing),
                     Err(_) => {
                         // Asked again for the next room, which fails as fast.
                         self.peers.forget(instance);

@@ -1,6 +1,7 @@
 //! What a run has been through: state transitions of rooms and requests, and what state each fault met.
 
 use crate::world::Fault;
+use engine::id::NodeId;
 use engine::policy::Direction;
 use engine::transfer::RoomState;
 use std::collections::BTreeMap;
@@ -95,6 +96,27 @@ impl State {
     }
 }
 
+/// What kind a fault is, as the key of an experiment says it.
+fn kind(fault: &Fault) -> &'static str {
+    match fault {
+        Fault::QueuePairError { .. } => "queue-pair-error",
+        Fault::LinkDown { .. } => "link-down",
+        Fault::LinkUp { .. } => "link-up",
+        Fault::Pause { .. } => "pause",
+        Fault::Resume { .. } => "resume",
+    }
+}
+
+/// The node that a fault strikes; a host has the number of its node.
+pub(super) fn struck(fault: &Fault) -> Option<NodeId> {
+    match fault {
+        Fault::QueuePairError { host, .. } | Fault::LinkDown { host, .. } | Fault::LinkUp { host, .. } => {
+            Some(NodeId(*host as u32))
+        }
+        Fault::Pause { node } | Fault::Resume { node } => Some(*node),
+    }
+}
+
 /// Counts of what was met.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
@@ -110,7 +132,7 @@ impl Coverage {
     }
 
     pub(super) fn met(&mut self, fault: &Fault, who: Who, state: State) {
-        *self.faults.entry((fault.kind(), who, state)).or_default() += 1;
+        *self.faults.entry((kind(fault), who, state)).or_default() += 1;
     }
 
     /// Adds another run's.

@@ -154,7 +154,7 @@ impl Watcher {
     fn met(&mut self, fault: &crate::world::Fault) {
         for (index, rooms) in self.rooms.iter().enumerate() {
             let node = NodeId(index as u32);
-            if fault.node().is_some_and(|struck| struck != node) {
+            if coverage::struck(fault).is_some_and(|struck| struck != node) {
                 continue;
             }
             let who = if self.what.prefill.contains(&node) {
@@ -166,7 +166,7 @@ impl Watcher {
                 self.coverage.met(fault, who, State::Room(state));
             }
         }
-        if fault.node().is_none() {
+        if coverage::struck(fault).is_none() {
             for life in &self.lives {
                 if let Some(state) = life.at_router() {
                     self.coverage.met(fault, Who::Router, state);

@@ -227,7 +227,7 @@ impl Target {
         room.finished = true;
         self.timers.cancel(key);
         self.news.push_back(News::Failed(key, reason));
-        if tell {
+        if tell && self.config.rules.failures_told {
             self.news.push_back(News::Tell(Message::Abort { key, reason }));
         }
         self.try_release(cx, index);
@@ -277,7 +277,9 @@ impl Target {
         if self.config.direction == Direction::Pull && room.report.is_none() {
             self.over(key);
         }
-        self.news.push_back(News::Released(key));
+        if room.state != State::Failed || self.config.rules.failed_rooms_released {
+            self.news.push_back(News::Released(key));
+        }
         self.feed(cx);
     }
 
