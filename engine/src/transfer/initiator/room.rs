@@ -1,5 +1,6 @@
 //! The life of a room at the initiator: opened, given pages and a page list, cut into parts, ended.
 
+use super::super::end::RoomState;
 use super::super::news::News;
 use super::super::pages::PageTable;
 use super::super::pairing::Pairing;
@@ -162,6 +163,20 @@ impl Room {
             work_requests: 0,
             bytes: 0,
             stage: RoomStage::default(),
+        }
+    }
+}
+
+impl Room {
+    /// What it is doing.
+    pub(super) fn state(&self, direction: Direction) -> RoomState {
+        let listed = self.remote.as_ref().is_some_and(|remote| remote.table.len() >= remote.total);
+        let pages = direction == Direction::Push || self.landing.is_some();
+        match () {
+            () if self.ending => RoomState::Failed,
+            () if self.started => RoomState::Transferring,
+            () if listed && pages => RoomState::WaitingForInput,
+            () => RoomState::Bootstrapping,
         }
     }
 }
@@ -348,6 +363,7 @@ impl Initiator {
             }
         }
         room.cuts += u32::from(directly);
+        let all_write_aux = !pull && !self.config.rules.one_aux_writer;
         let limits = PlanLimits { max_sge: self.config.max_sge, max_message: self.config.max_message };
         let last = room.all_produced;
         let dst_groups = link.facts.dp;
@@ -357,7 +373,7 @@ impl Initiator {
         let sealed = if staged.is_empty() {
             Vec::new()
         } else {
-            cut_staged(room, &pairing, &staged, last, |f, nth| {
+            cut_staged(room, &pairing, &staged, (last, all_write_aux), |f, nth| {
                 let rails = rails(pairing.feeds[f].nth);
                 let rail = rails.start + (nth % rails.len().max(1)) as u16;
                 pairing.wire(dst_groups, room_group, remote_group, f, rail) as u32
@@ -401,7 +417,7 @@ impl Initiator {
             for (j, rail) in (0u64..).zip(rails) {
                 let window = total * j / n..total * (j + 1) / n;
                 let ends = last && j + 1 == n && !sealed.get(f).copied().unwrap_or(false);
-                let (seals, aux) = (ends && !pull, ends && feed.aux);
+                let (seals, aux) = (ends && !pull, ends && (feed.aux || all_write_aux));
                 if window.is_empty() && !seals && !aux {
                     continue;
                 }
@@ -425,7 +441,9 @@ impl Initiator {
                 room.undone += 1;
             }
         }
-        room.pieces.clear();
+        if self.config.rules.chunks_once {
+            room.pieces.clear();
+        }
         room.sealed = last;
         fresh.end = room.parts.len() as u32;
         if last {
@@ -553,16 +571,19 @@ impl Initiator {
     /// Posts nothing more for a room, and ends it as Failed once what is posted has completed.
     pub(super) fn fail(&mut self, cx: &mut Cx<'_>, key: RoomKey, reason: Reason, tell: bool) {
         let Some(index) = self.by_key.get(&key).copied() else { return };
-        let waits = self.config.rules.initiator_waits;
+        let (waits, crossed) = (self.config.rules.initiator_waits, self.config.rules.crossed_aborts_wait);
         let Some(room) = self.room_mut(index) else { return };
         if room.ending {
+            if !crossed {
+                self.news.push_back(News::Released(key));
+            }
             return;
         }
         room.ending = true;
         room.pieces.clear();
         let (drained, started) = (room.outstanding == 0, room.started);
         self.news.push_back(News::Failed(key, reason));
-        if tell {
+        if tell && self.config.rules.failures_told {
             self.news.push_back(News::Tell(Message::Abort { key, reason }));
         }
         self.timers.cancel(key);
@@ -589,7 +610,9 @@ impl Initiator {
         }
         let clean = !room.dirty || !rules.honest_report;
         let report = Report { delivered, clean };
-        self.news.push_back(News::Tell(Message::Report { key, report }));
+        if delivered || rules.failures_told {
+            self.news.push_back(News::Tell(Message::Report { key, report }));
+        }
         // In pull what has arrived is decode's, for as long as it generates.
         let pull = self.config.direction == Direction::Pull;
         if !(pull && delivered) && (delivered || rules.initiator_waits || !room.started) {
@@ -632,7 +655,7 @@ fn cut_staged(
     room: &mut Room,
     pairing: &Pairing,
     staged: &[Vec<Option<Vec<Cut>>>],
-    last: bool,
+    (last, all_write_aux): (bool, bool),
     wire: impl Fn(usize, usize) -> u32,
 ) -> Vec<bool> {
     room.stage.cut.resize(pairing.feeds.len(), 0);
@@ -660,7 +683,7 @@ fn cut_staged(
                 cursor: 0,
                 bytes: per_token(feed, &cut.layers) * cut.tokens.len() as u64,
                 seal: ends.then(|| room.numbers[f]),
-                aux: ends && feed.aux,
+                aux: ends && (feed.aux || all_write_aux),
                 state: PartState::Waiting,
                 stage: Some(Box::new(Staged { rank, sequence, cut: cut.clone(), gather: Gather::Idle })),
             });
