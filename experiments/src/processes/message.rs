@@ -150,6 +150,9 @@ pub(super) struct Standing {
     fences: u64,
     stale_immediates: u64,
     repeated_parts: u64,
+    staged_parts: u64,
+    scattered_parts: u64,
+    copied_bytes: u64,
     pub(super) memory_regions: u64,
     pub(super) queue_pairs: u64,
     pub(super) buffers: u64,
@@ -170,6 +173,9 @@ impl Standing {
             fences: counters.fences,
             stale_immediates: counters.stale_immediates,
             repeated_parts: counters.repeated_parts,
+            staged_parts: counters.staged_parts,
+            scattered_parts: counters.scattered_parts,
+            copied_bytes: counters.copied_bytes,
             memory_regions: objects.memory_regions as u64,
             queue_pairs: objects.queue_pairs as u64,
             buffers: objects.buffers as u64,
@@ -196,6 +202,9 @@ impl Standing {
             fences: self.fences,
             stale_immediates: self.stale_immediates,
             repeated_parts: self.repeated_parts,
+            staged_parts: self.staged_parts,
+            scattered_parts: self.scattered_parts,
+            copied_bytes: self.copied_bytes,
         }
     }
 }
