@@ -166,7 +166,7 @@ impl Target {
         room.copies -= 1;
         let source = &mut room.ranks[done.dst.index()][done.source];
         source.copying -= 1;
-        source.scattered(done.sequence);
+        let tell = source.scattered(done.sequence, done.tell);
         if room.leaving && room.copies == 0 {
             self.release(cx, done.room);
             return;
@@ -175,7 +175,7 @@ impl Target {
             self.look(cx, done.room, done.dst, done.world, done.source);
         }
         let live = |room: &Room| room.state == State::Live;
-        if done.tell && self.rooms[done.room as usize].as_ref().is_some_and(live) {
+        if tell && self.rooms[done.room as usize].as_ref().is_some_and(live) {
             self.untold.push(done.room);
             self.tell_scattered(cx);
         }
