@@ -62,9 +62,10 @@ impl LocalCopy<'_> {
         let read = hull(lanes, runs, self.from.1, |i| lanes[i].local, local);
         let written = hull(lanes, runs, self.to.1, |i| lanes[i].remote, remote);
         for (what, hull, len) in [("offset to read", read, from_len), ("offset to write", written, to_len)] {
-            let end = hull.map_or(u64::MAX, |hull| hull.end);
-            if end > len {
-                return Err(Error::Invalid { what, value: end, right: "every piece lies in the buffer" });
+            let end = hull.map(|hull| hull.end);
+            if end.is_none_or(|end| end > len) {
+                let value = end.unwrap_or(u64::MAX);
+                return Err(Error::Invalid { what, value, right: "every piece lies in the buffer" });
             }
         }
         Ok(())
