@@ -388,7 +388,9 @@ impl Initiator {
         room.sealed = last;
         fresh.end = room.parts.len() as u32;
         if last {
-            self.timers.arm(key, cx.now + self.config.transfer_deadline);
+            // Never later than the room's own.
+            let end = room.arrived + self.config.room_deadline;
+            self.timers.arm(key, end.min(cx.now + self.config.transfer_deadline));
         }
         let peer = room.spec.peer;
         self.enqueue(index, fresh);
