@@ -222,17 +222,3 @@ fn registry_restarts() {
         t.assert_clean();
     }
 }
-
-/// A room's own deadline holds also when all of its KV is there to send and the transfer has a longer one.
-#[test]
-fn a_room_ends_by_its_deadline_whatever_the_transfer_may_take() {
-    for build in [slow().prefill(|i| i.transfer(|t| t.room_deadline = Span::ms(10))), {
-        slow().pull().decode(|i| i.transfer(|t| t.room_deadline = Span::ms(10)))
-    }] {
-        let mut t = build.build();
-        let a = t.request(100, 5);
-        assert!(t.run());
-        assert_eq!(t.ending(a), Some(Ending::Failed(engine::node::Reason::Deadline)));
-        t.assert_clean();
-    }
-}

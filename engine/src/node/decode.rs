@@ -4,11 +4,13 @@ use super::compute::Compute;
 use super::instance::{Admission, BoxedCompute, InstanceConfig, Peers, StartError, pair};
 use super::{Counters, Cx, Held, Input, Node, Reason, Request, Step};
 use crate::fabric::Access;
-use crate::id::InstanceId;
+use crate::id::{InstanceId, RequestId};
 use crate::map::Map;
 use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey};
 use crate::time::Time;
-use crate::transfer::{InitiatorRoom, InstanceMemory, News, PagePool, PageTable, Sink, TargetRoom};
+use crate::transfer::{
+    InitiatorRoom, InstanceMemory, News, PagePool, PageTable, RoomState, Sink, TargetRoom,
+};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
@@ -143,6 +145,24 @@ impl DecodeNode {
     pub fn prompt_pages(&self, key: &RoomKey) -> Option<(u16, PageTable)> {
         let job = self.jobs.get(key)?;
         Some((job.group, job.prompt_table(self.config.page_size)))
+    }
+
+    /// Every room that waits for pages, then every other one that its transfer engine has.
+    pub fn rooms(&self, see: &mut dyn FnMut(RoomKey, RequestId, RoomState)) {
+        let Some(sink) = &self.sink else { return };
+        if matches!(sink, Sink::Push(_)) {
+            for key in &self.waiting {
+                if let Some(job) = self.jobs.get(key).filter(|job| job.phase == Phase::Waiting) {
+                    see(*key, job.request.id, RoomState::Bootstrapping);
+                }
+            }
+        }
+        sink.end().rooms(see);
+    }
+
+    /// How a room ended that its transfer engine has released.
+    pub fn room_ended(&self, key: &RoomKey) -> Option<RoomState> {
+        self.sink.as_ref().and_then(|sink| sink.end().ended(key))
     }
 
     fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {

@@ -5,12 +5,12 @@ use super::compute::{Chunk, Compute};
 use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair};
 use super::{BLOCK_TOKENS, Counters, Cx, Held, Input, Node, Reason, Request, Step};
 use crate::fabric::Access;
-use crate::id::InstanceId;
+use crate::id::{InstanceId, RequestId};
 use crate::map::Map;
 use crate::policy::Granularity;
 use crate::registry::{Client, ClientEvent, LinkBody, Message, Role, RoomKey};
 use crate::time::{Span, Time};
-use crate::transfer::{InitiatorRoom, InstanceMemory, News, PagePool, PageTable, Source};
+use crate::transfer::{InitiatorRoom, InstanceMemory, News, PagePool, PageTable, RoomState, Source};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -112,6 +112,18 @@ impl PrefillNode {
     /// The pages of a room and their DP group, once it has pages.
     pub fn pages(&self, key: &RoomKey) -> Option<(u16, &PageTable)> {
         self.jobs.get(key).map(|job| (job.group, &job.table))
+    }
+
+    /// Every room that its transfer engine has.
+    pub fn rooms(&self, see: &mut dyn FnMut(RoomKey, RequestId, RoomState)) {
+        if let Some(source) = &self.source {
+            source.end().rooms(see);
+        }
+    }
+
+    /// How a room ended that its transfer engine has released.
+    pub fn room_ended(&self, key: &RoomKey) -> Option<RoomState> {
+        self.source.as_ref().and_then(|source| source.end().ended(key))
     }
 
     fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {

@@ -39,7 +39,7 @@ mod tombstones;
 mod wire;
 
 pub use config::TransferConfig;
-pub use end::{End, EndHeld, EndStats};
+pub use end::{End, EndHeld, EndStats, RoomState};
 pub use initiator::{Initiator, InitiatorRoom};
 pub use memory::{InstanceMemory, Pool, RankMemory, port_of};
 pub use news::News;

@@ -44,7 +44,7 @@ impl Desk {
 
     fn step(&mut self, input: Input<'_>) -> Outbox {
         let mut out = Outbox::default();
-        self.registry.handle(&mut Cx { now: self.now, fabric: &mut Absent::default(), out: &mut out }, input);
+        self.registry.handle(&mut Cx { now: self.now, fabric: &mut Absent, out: &mut out }, input);
         out
     }
 

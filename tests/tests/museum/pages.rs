@@ -3,7 +3,7 @@
 use engine::node::Step;
 use engine::time::Span;
 use kvrail_tests::stories::{decode_aborts, no_report_in_time, one_request, shows, slow, tries_one_request};
-use sim::kit::Kit;
+use sim::kit::{Kit, Side};
 
 /// The request was aborted, and its pages went back to the pool at once, on either side. What its NIC had been told to write went on landing
 /// in them: in the cache of whoever had them next. Law: nothing outside a room's own pages changes, and nobody gives pages back that an
@@ -13,7 +13,8 @@ fn case_01_pages_reused_while_writes_are_in_flight() {
     let (written, outstanding) = ("written to while no room owned it", "were outstanding");
     shows(one_request, no_report_in_time(), |r| r.fence_before_free = false, written);
     shows(one_request, decode_aborts(), |r| r.initiator_waits = false, outstanding);
-    shows(one_request, decode_aborts().pull(), |r| r.initiator_waits = false, outstanding);
+    let pull = slow().pull().decode(|i| i.transfer(|t| t.transfer_deadline = Span::ms(10)));
+    shows(one_request, pull, |r| r.initiator_waits = false, outstanding);
 }
 
 /// Both sides gave the same request up in the same moment. Each took the other's abort for consent, and what was still posted for
@@ -22,7 +23,11 @@ fn case_01_pages_reused_while_writes_are_in_flight() {
 #[test]
 fn case_16_both_sides_abort_at_once() {
     let both = |ms: u64, skew: u64| {
-        let deadline = move |us: u64| move |i: sim::kit::Side| i.transfer(|t| t.room_deadline = Span::us(us));
+        let deadline = move |us: u64| {
+            move |i: Side| {
+                i.transfer(|t| (t.room_deadline, t.transfer_deadline) = (Span::us(us), Span::us(us)))
+            }
+        };
         slow().prefill(deadline(1000 * ms)).decode(deadline(1000 * ms + skew))
     };
     shows(one_request, both(10, 0), |r| r.crossed_aborts_wait = false, "were outstanding");

@@ -53,7 +53,7 @@ fn case_15_no_failure_message() {
     };
     // Prefill gives up after 10 ms; decode's own timer is 20 s.
     let base = slow()
-        .prefill(|i| i.transfer(|t| t.room_deadline = Span::ms(10)))
+        .prefill(|i| i.transfer(|t| t.transfer_deadline = Span::ms(10)))
         .transfer(|t| t.window.bytes = 4096);
     let (told, waited) = (takes(base.clone()), takes(without(base, "failures_told")));
     assert!(told.0 < Span::ms(100) && told.1.is_empty(), "{told:?}");

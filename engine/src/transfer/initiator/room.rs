@@ -1,5 +1,6 @@
 //! The life of a room at the initiator: opened, given pages and a page list, cut into parts, ended.
 
+use super::super::end::RoomState;
 use super::super::news::News;
 use super::super::pages::PageTable;
 use super::super::plan::{PlanLimits, plan};
@@ -145,6 +146,20 @@ impl Room {
             ending: false,
             work_requests: 0,
             bytes: 0,
+        }
+    }
+}
+
+impl Room {
+    /// What it is doing.
+    pub(super) fn state(&self, direction: Direction) -> RoomState {
+        let listed = self.remote.as_ref().is_some_and(|remote| remote.table.len() >= remote.total);
+        let pages = direction == Direction::Push || self.landing.is_some();
+        match () {
+            () if self.ending => RoomState::Failed,
+            () if self.started => RoomState::Transferring,
+            () if listed && pages => RoomState::WaitingForInput,
+            () => RoomState::Bootstrapping,
         }
     }
 }
@@ -388,9 +403,7 @@ impl Initiator {
         room.sealed = last;
         fresh.end = room.parts.len() as u32;
         if last {
-            // Never later than the room's own.
-            let end = room.arrived + self.config.room_deadline;
-            self.timers.arm(key, end.min(cx.now + self.config.transfer_deadline));
+            self.timers.arm(key, cx.now + self.config.transfer_deadline);
         }
         let peer = room.spec.peer;
         self.enqueue(index, fresh);
