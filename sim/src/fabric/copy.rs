@@ -48,11 +48,14 @@ impl CopyCosts {
     }
 }
 
+/// A buffer and an offset in it.
+type Place = (BufId, u64);
+
 /// A copy under way.
 #[derive(Debug)]
 pub(super) struct Copying {
     id: CopyId,
-    parts: Vec<(Arc<Plan>, (BufId, u64), (BufId, u64))>,
+    parts: Vec<(Arc<Plan>, Place, Place)>,
 }
 
 impl Copying {
