@@ -6,6 +6,7 @@
 
 mod cluster;
 pub(crate) mod collect;
+pub mod faults;
 pub(crate) mod nodes;
 
 use std::io::BufRead;
@@ -85,7 +86,7 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
     let cluster::Cluster { mut world, router, instances } = cluster::build(spec, seed)?;
     world.start();
     let zero = warm_up(&mut world, instances.0.len() + instances.1.len())?;
-    cluster::schedule_faults(spec, &mut world, zero);
+    faults::schedule(spec, seed, &mut world, zero);
     let mut run = Collector::new(instances, zero);
 
     let mut next = take(&mut *requests, zero)?;

@@ -10,7 +10,7 @@ use std::path::Path;
 mod error;
 mod format;
 mod lines;
-mod random;
+pub(crate) mod random;
 mod synthetic;
 mod timestamp;
 mod trace;

@@ -28,7 +28,7 @@ use crate::world::{AnyNode, Fault, Stamped, Verdict, World};
 use engine::id::{NodeId, PortId, RequestId};
 use engine::node::{Held, Node as _, Reason, Request, Step};
 use engine::policy::Direction;
-use engine::registry::{REGISTRY, Registry, RoomKey};
+use engine::registry::{REGISTRY, RoomKey};
 use engine::time::{Span, Time};
 use tap::Tap;
 use zones::Zones;
@@ -67,8 +67,8 @@ pub struct Kit {
     open: usize,
     records: Vec<Stamped>,
     broken: Vec<String>,
-    /// Lives of the registry.
-    life: u32,
+    /// Which life of each node the zones know.
+    lives: Vec<u32>,
 }
 
 impl Kit {
@@ -94,7 +94,7 @@ impl Kit {
             let error = match world.node(*node) {
                 AnyNode::Prefill(node) => node.error(),
                 AnyNode::Decode(node) => node.error(),
-                AnyNode::Registry(_) | AnyNode::Router(_) => None,
+                AnyNode::Registry(_) | AnyNode::Router(_) | AnyNode::Dead(_) => None,
             };
             assert!(error.is_none(), "node {} cannot start: {error:?}", node.0);
         }
@@ -106,6 +106,7 @@ impl Kit {
                 zones.add_shown(&world, *node);
             }
         }
+        let lives = vec![1; world.nodes()];
         Self {
             build,
             world,
@@ -118,7 +119,7 @@ impl Kit {
             open: 0,
             records: Vec::new(),
             broken: Vec::new(),
-            life: 1,
+            lives,
         }
     }
 
@@ -216,16 +217,34 @@ impl Kit {
         self.world.leave(node);
         self.look();
     }
+    /// A node's process dies, and does not come back before [`Kit::restart`].
+    pub fn crash(&mut self, node: NodeId) {
+        self.fault(Fault::Crash { node });
+    }
+    /// A node comes back, knowing nothing. It dies before that if it lives.
+    pub fn restart(&mut self, node: NodeId) {
+        if !matches!(self.world.node(node), AnyNode::Dead(_)) {
+            self.fault(Fault::Crash { node });
+        }
+        self.over(Fault::Crash { node });
+    }
     /// The registry dies and comes back, knowing nothing.
     pub fn restart_registry(&mut self) {
-        self.life += 1;
-        let registry = Registry::new(self.life, self.build.registry());
-        self.world.restart(REGISTRY, AnyNode::Registry(registry));
-        self.look();
+        self.restart(REGISTRY);
     }
-    /// A fault now.
-    fn fault(&mut self, fault: Fault) {
+    /// A fault begins now.
+    pub fn fault(&mut self, fault: Fault) {
         self.world.fault(self.world.now(), fault);
+        self.run_for(Span(0));
+    }
+    /// A fault that lasts is over now.
+    pub fn over(&mut self, fault: Fault) {
+        self.world.fault_over(self.world.now(), fault);
+        self.run_for(Span(0));
+    }
+    /// A fault begins now and is over after a while.
+    pub fn fault_for(&mut self, fault: Fault, span: Span) {
+        self.world.fault_for(self.world.now(), fault, span);
         self.run_for(Span(0));
     }
     /// A fault after some time.
@@ -340,6 +359,7 @@ impl Kit {
             }
             self.records.push(stamped);
         }
+        self.meet_restarted();
         let published = self.tap.published();
         let pull = self.build.direction() == Direction::Pull;
         if pull {
@@ -359,6 +379,27 @@ impl Kit {
                     node.0,
                     self.world.now()
                 ));
+            }
+        }
+    }
+
+    /// Watches the memory of nodes that were started anew.
+    fn meet_restarted(&mut self) {
+        for index in 2..self.lives.len() {
+            let node = NodeId(index as u32);
+            if self.lives[index] == self.world.life(node) {
+                continue;
+            }
+            self.lives[index] = self.world.life(node);
+            match self.world.node(node) {
+                AnyNode::Decode(_) => self.zones.add(&mut self.world, node),
+                AnyNode::Prefill(_)
+                    if self.build.direction() == Direction::Pull
+                        && !self.build.prefill.config.prefix_cache =>
+                {
+                    self.zones.add_shown(&self.world, node);
+                }
+                _ => {}
             }
         }
     }

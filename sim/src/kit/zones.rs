@@ -37,7 +37,7 @@ fn memory(node: &AnyNode) -> Option<&InstanceMemory> {
     match node {
         AnyNode::Decode(node) => node.memory(),
         AnyNode::Prefill(node) => node.memory(),
-        AnyNode::Registry(_) | AnyNode::Router(_) => None,
+        AnyNode::Registry(_) | AnyNode::Router(_) | AnyNode::Dead(_) => None,
     }
 }
 
@@ -46,7 +46,7 @@ fn prompt_pages(world: &World, node: NodeId, key: &RoomKey) -> Option<(u16, Vec<
     let pages = match world.node(node) {
         AnyNode::Decode(node) => node.prompt_pages(key).map(|(group, table)| (group, table.runs().to_vec())),
         AnyNode::Prefill(node) => node.pages(key).map(|(group, table)| (group, table.runs().to_vec())),
-        AnyNode::Registry(_) | AnyNode::Router(_) => None,
+        AnyNode::Registry(_) | AnyNode::Router(_) | AnyNode::Dead(_) => None,
     };
     pages.filter(|(_, runs)| !runs.is_empty())
 }
