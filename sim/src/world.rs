@@ -176,6 +176,17 @@ pub struct World {
     dropped: u64,
     faults: faults::Faults,
     arrivals: Vec<Arrival>,
+    /// What happened since it was last asked, if anybody asks.
+    noted: Option<Noted>,
+}
+
+/// What happened in a world that a watcher must look at.
+#[derive(Clone, Debug, Default)]
+pub struct Noted {
+    /// Nodes that were called, in order, each once at least.
+    pub called: Vec<NodeId>,
+    /// Faults that struck.
+    pub faults: Vec<Fault>,
 }
 
 impl World {
@@ -222,6 +233,7 @@ impl World {
             dropped: 0,
             faults: faults::Faults::default(),
             arrivals: Vec::new(),
+            noted: None,
         }
     }
 
@@ -289,6 +301,19 @@ impl World {
     /// Looks at every frame from now on.
     pub fn set_censor(&mut self, censor: Option<Censor>) {
         self.censor = censor;
+    }
+    /// Notes from now on what [`World::noted`] tells.
+    pub fn note(&mut self) {
+        self.noted = Some(Noted::default());
+    }
+    /// What happened since the last call: `last`, emptied, takes the place of what is handed out.
+    pub fn noted(&mut self, mut last: Noted) -> Noted {
+        last.called.clear();
+        last.faults.clear();
+        match &mut self.noted {
+            Some(noted) => std::mem::replace(noted, last),
+            None => last,
+        }
     }
     /// Lets the frames go that the censor held, in their order; they arrive a latency from now.
     pub fn let_go(&mut self) {
@@ -519,6 +544,11 @@ impl World {
 
     fn handle(&mut self, node: NodeId, input: Input<'_>, service: Span) {
         let now = self.now;
+        if let Some(noted) = &mut self.noted
+            && noted.called.last() != Some(&node)
+        {
+            noted.called.push(node);
+        }
         let place = &mut self.places[node.index()];
         let host = place.host;
         place.digest.word(now.0);

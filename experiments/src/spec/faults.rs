@@ -538,6 +538,30 @@ pub enum What {
     Slow(Slow),
 }
 
+impl What {
+    /// How long it lasts each time; none for what strikes at an instant, or for ever.
+    #[must_use]
+    pub fn lasts(&self) -> Option<Picos> {
+        match self {
+            What::LinkDown(f) => Some(f.duration),
+            What::Flap(f) => Some(f.duration.unwrap_or(f.every)),
+            What::Degrade(f) => Some(f.duration),
+            What::Loss(f) => Some(f.duration),
+            What::NicReset(f) => Some(f.duration),
+            What::LinkRemove(f) => Some(f.duration.unwrap_or(f.grace)),
+            What::CompletionDelay(f) => Some(f.duration),
+            What::ReceivesDry(f) => Some(f.duration),
+            What::Crash(f) => f.duration,
+            What::Pause(f) => Some(f.duration),
+            What::Leave(f) => f.duration,
+            What::Control(f) => Some(f.duration),
+            What::Clock(f) => f.duration,
+            What::Slow(f) => Some(f.duration),
+            What::QueuePairError(_) | What::PostFailure(_) | What::Unacknowledged(_) => None,
+        }
+    }
+}
+
 /// Names of the kinds, as keys of an entry.
 pub const KINDS: [&str; 17] = [
     "queue-pair-error",
@@ -583,6 +607,19 @@ impl FaultSpec {
             self.slow.map(What::Slow),
         ];
         KINDS.into_iter().zip(all).filter_map(|(name, what)| Some((name, what?))).collect()
+    }
+
+    /// When nothing of it happens any more, from the start of the run. What lasts for ever is over when it has begun.
+    #[must_use]
+    pub fn end(&self) -> Picos {
+        let flap = self.flap.unwrap_or_default();
+        let every = self.every.unwrap_or(flap.every).0;
+        let times = u64::from(self.times.or(flap.times).unwrap_or(1));
+        // Drawn phases are shorter than one round.
+        let rounds = every.saturating_mul(times - u64::from(self.random.is_none() && times > 0));
+        let last = self.until.or(flap.until).map_or(self.at.0.saturating_add(rounds), |until| until.0);
+        let lasts = self.kinds().into_iter().filter_map(|(_, what)| what.lasts());
+        Picos(last.saturating_add(lasts.map(|span| span.0).max().unwrap_or(0)))
     }
 
     /// An entry for one fault at one instant.

@@ -122,6 +122,9 @@ impl World {
         place.node = AnyNode::Dead(Dead);
         place.busy = now;
         place.digest.word(8);
+        if let Some(noted) = &mut self.noted {
+            noted.called.push(node);
+        }
         for waiting in std::mem::take(&mut place.inbox) {
             if let Waiting::Frame { frame, .. } = waiting {
                 self.free_frames.push(frame);
@@ -134,6 +137,12 @@ impl World {
         self.fabrics.process_dies(host, now, &mut self.queue, &mut self.ready);
     }
 
+    fn note_fault(&mut self, fault: Fault) {
+        if let Some(noted) = &mut self.noted {
+            noted.faults.push(fault);
+        }
+    }
+
     pub(super) fn strike(&mut self, fault: Fault) {
         if self.faults.ended {
             return;
@@ -144,6 +153,7 @@ impl World {
             _ => {}
         }
         if self.begin(fault) {
+            self.note_fault(fault);
             self.faults.struck.count(fault.kind());
             if fault.lasts() {
                 self.faults.active.push(fault);
@@ -201,6 +211,11 @@ impl World {
     pub(super) fn over(&mut self, fault: Fault) {
         let Some(at) = self.faults.active.iter().position(|active| *active == fault) else { return };
         self.faults.active.remove(at);
+        match fault {
+            Fault::LinkDown { host, port } => self.note_fault(Fault::LinkUp { host, port }),
+            Fault::Pause { node } => self.note_fault(Fault::Resume { node }),
+            _ => {}
+        }
         if let Fault::Control(fault) = fault {
             self.channel.calm(&fault);
         }
