@@ -2,7 +2,7 @@
 //!
 //! When a segment arrives, it is drawn whether one of its packets was lost, and which one was first. What is behind that one has to come
 //! again (go-back-N, as RC requires: InfiniBand spec 9.7.5.1). If anything behind it arrives, the responder sees the gap and NAKs at once;
-//! if it was the last one that was under way, or an acknowledgement, only the requester's timer finds out. Both use up a retry, and an
+//! if nothing does, or the NAK or an acknowledgement is lost, only the requester's timer finds out. Both use up a retry, and an
 //! acknowledgement of anything new gives all retries back (Linux rxe_comp.c).
 
 use super::qp::{Kind, Segment};
@@ -121,7 +121,10 @@ impl Fabrics {
             }
             earlier
         };
-        if before + 1 == packets && !followed {
+        // Something behind the gap must arrive, and the NAK of it.
+        let behind = packets - 1 - before;
+        let arrives = followed || behind > 0 && self.losses.unit() >= libm::pow(probability, behind as f64);
+        if !arrives || self.losses.unit() < probability {
             self.acknowledge_before(host, id, number, now + back, q);
             self.lose(host, id, now, q);
             return true;
