@@ -654,6 +654,8 @@ impl Node for DecodeNode {
             None => self.next_step(cx, cx.now),
             // Whoever joins does so when the step under way ends.
             Some(end) if !self.joining.is_empty() => self.wakes = end,
+            // Steps took longer than when it looked ahead.
+            Some(end) if self.wakes <= cx.now => self.wakes = self.horizon(end),
             Some(_) => {}
         }
         self.close(cx);
@@ -691,6 +693,7 @@ impl Node for DecodeNode {
             repeated_parts: stats.repeated_parts,
             scattered_parts: stats.staged_parts,
             copied_bytes: stats.staged_bytes,
+            malformed_frames: self.client.stats().malformed,
             ..self.counters
         }
     }

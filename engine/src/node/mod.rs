@@ -270,6 +270,8 @@ pub struct Counters {
     pub scattered_parts: u64,
     /// Bytes copied to gather and to scatter.
     pub copied_bytes: u64,
+    /// Frames of the control channel that were none.
+    pub malformed_frames: u64,
 }
 
 impl std::ops::AddAssign for Counters {
@@ -282,5 +284,6 @@ impl std::ops::AddAssign for Counters {
         self.staged_parts += other.staged_parts;
         self.scattered_parts += other.scattered_parts;
         self.copied_bytes += other.copied_bytes;
+        self.malformed_frames += other.malformed_frames;
     }
 }

@@ -571,6 +571,7 @@ impl Node for PrefillNode {
             fences: stats.fences,
             staged_parts: stats.staged_parts,
             copied_bytes: stats.staged_bytes,
+            malformed_frames: self.client.stats().malformed,
             ..self.counters
         }
     }

@@ -153,6 +153,7 @@ pub(super) struct Standing {
     staged_parts: u64,
     scattered_parts: u64,
     copied_bytes: u64,
+    malformed_frames: u64,
     pub(super) memory_regions: u64,
     pub(super) queue_pairs: u64,
     pub(super) buffers: u64,
@@ -176,6 +177,7 @@ impl Standing {
             staged_parts: counters.staged_parts,
             scattered_parts: counters.scattered_parts,
             copied_bytes: counters.copied_bytes,
+            malformed_frames: counters.malformed_frames,
             memory_regions: objects.memory_regions as u64,
             queue_pairs: objects.queue_pairs as u64,
             buffers: objects.buffers as u64,
@@ -205,6 +207,7 @@ impl Standing {
             staged_parts: self.staged_parts,
             scattered_parts: self.scattered_parts,
             copied_bytes: self.copied_bytes,
+            malformed_frames: self.malformed_frames,
         }
     }
 }

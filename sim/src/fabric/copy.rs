@@ -54,7 +54,8 @@ type Place = (BufId, u64);
 /// A copy under way.
 #[derive(Debug)]
 pub(super) struct Copying {
-    id: CopyId,
+    /// None if its process died: nobody waits for it, and its memory is gone.
+    id: Option<CopyId>,
     parts: Vec<(Arc<Plan>, Place, Place)>,
 }
 
@@ -88,11 +89,19 @@ impl SimFabric {
                 self.copying.len() - 1
             }
         };
-        self.copying[slot] = Some(Copying { id, parts });
+        self.copying[slot] = Some(Copying { id: Some(id), parts });
         self.counters.copies += 1;
         self.counters.copied_bytes += bytes;
         self.todo.push(Todo::Copy { slot: slot as u32, over });
         Ok(())
+    }
+
+    /// The process died, and its copies with it.
+    pub(super) fn abandon_copies(&mut self) {
+        for copying in self.copying.iter_mut().flatten() {
+            // What is due at their end finds them, and no copy of the next process.
+            (copying.id, copying.parts) = (None, Vec::new());
+        }
     }
 
     fn copy_engine(&mut self, engine: u32) -> Option<usize> {
@@ -124,7 +133,9 @@ impl Fabrics {
         for (plan, from, to) in &copying.parts {
             move_plan(&mut own.memory, plan, (from.0.0, from.1), (to.0.0, to.1), &mut self.lanes);
         }
-        own.push_event(Event::Copied(copying.id));
+        if let Some(id) = copying.id {
+            own.push_event(Event::Copied(id));
+        }
     }
 }
 

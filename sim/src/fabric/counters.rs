@@ -27,6 +27,16 @@ pub struct Counters {
     pub copies: u64,
     /// Bytes that they moved.
     pub copied_bytes: u64,
+    /// Packets that a fault lost, data and acknowledgements, at the requester.
+    pub packets_lost: u64,
+    /// Times that a requester went back because of a lost packet, NAKed or timed out.
+    pub retransmissions: u64,
+    /// Rows of requests that a fault kept from ever being acknowledged.
+    pub unacknowledged: u64,
+    /// Chains that a fault refused in part.
+    pub refused_posts: u64,
+    /// Completions that a fault held back.
+    pub late_completions: u64,
 }
 
 impl Counters {
@@ -44,6 +54,11 @@ impl Counters {
         self.dropped += other.dropped;
         self.copies += other.copies;
         self.copied_bytes += other.copied_bytes;
+        self.packets_lost += other.packets_lost;
+        self.retransmissions += other.retransmissions;
+        self.unacknowledged += other.unacknowledged;
+        self.refused_posts += other.refused_posts;
+        self.late_completions += other.late_completions;
     }
 }
 

@@ -27,6 +27,7 @@ pub mod duo;
 mod exec;
 mod faults;
 mod host;
+mod loss;
 mod memory;
 mod mistakes;
 pub mod pair;
@@ -47,6 +48,7 @@ use engine::id::{CqId, PortId, QpId};
 use engine::time::{Span, Time};
 use exec::LaneCache;
 use host::{Gone, Todo, Wiring, gid};
+use loss::Losses;
 use qp::Qp;
 use std::sync::Arc;
 
@@ -121,6 +123,8 @@ enum Inner {
     Received { host: u32, qp: QpId },
     /// A copy within a host's memory is over.
     Copied { host: u32, slot: u32 },
+    /// Completions that a fault held back are due.
+    Late { host: u32, cq: CqId },
 }
 
 /// Whoever owns the event queue.
@@ -170,6 +174,7 @@ pub struct Fabrics {
     dirty: Vec<u32>,
     lanes: LaneCache,
     done: Vec<crate::net::Done>,
+    losses: Losses,
 }
 
 impl Fabrics {
@@ -214,6 +219,7 @@ impl Fabrics {
             dirty: Vec::new(),
             lanes: LaneCache::default(),
             done: Vec::new(),
+            losses: Losses::new(seed),
         })
     }
 
@@ -321,6 +327,7 @@ impl Fabrics {
                 }
             }
             Inner::Copied { host, slot } => self.copied(host, slot, now),
+            Inner::Late { host, cq } => self.late(host, cq, now),
         }
         self.settle(now, q, ready);
     }
@@ -358,6 +365,7 @@ impl Fabrics {
                     Todo::Serve(qp) => self.serve(host, qp, now, q),
                     Todo::Gone(gone) => self.bury(host, gone, now, q),
                     Todo::Copy { slot, over } => self.schedule_copy(host, slot, over, q),
+                    Todo::Late(cq, at) => q.at(at, faults::late_event(host, cq)),
                 }
             }
             let own = &mut self.hosts[host as usize];
