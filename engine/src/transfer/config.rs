@@ -2,7 +2,7 @@
 
 use super::reach::Reach;
 use crate::fabric::{Limits, RnrTimer, Rts};
-use crate::policy::{Direction, Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window};
+use crate::policy::{Cooldown, Direction, Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window};
 use crate::time::Span;
 
 /// Parameters of both sides. What must be equal on both sides says so.
@@ -17,6 +17,8 @@ pub struct TransferConfig {
     pub reach: Reach,
     /// How work is spread over them. Equal on both sides: receives are promised by it.
     pub rail_policy: RailPolicy,
+    /// How long a port or path that failed is left out where there is another one between the same ranks; none: never, everything waits for it.
+    pub failover: Option<Cooldown>,
     /// Which copy of replicated KV sends. Equal on both sides.
     pub replica: ReplicaChoice,
     /// Whether prefill writes or decode reads. Equal on both sides: an instance of the other kind is refused when it registers.
@@ -67,6 +69,7 @@ impl Default for TransferConfig {
             max_queue_pairs: u32::MAX,
             reach: Reach::default(),
             rail_policy: RailPolicy::default(),
+            failover: Some(Cooldown::default()),
             replica: ReplicaChoice::default(),
             direction: Direction::default(),
             granularity: Granularity::default(),

@@ -34,6 +34,7 @@ mod sink;
 mod source;
 mod target;
 mod tombstones;
+mod usable;
 mod wire;
 
 pub use config::{Rules, TransferConfig};

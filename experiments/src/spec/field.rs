@@ -38,6 +38,11 @@ pub(crate) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D
     whole(deserializer, "a whole number from 1 to 1000000", 1, 1_000_000)
 }
 
+/// A penalty in percent.
+pub(crate) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    whole(deserializer, "a whole number of percent from 0 to 1000", 0, 1000)
+}
+
 /// Queue pairs between two ranks: every one has receives, a cell of each aux slot and a place in the NIC's cache.
 pub(crate) fn queue_pairs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     whole(deserializer, "a whole number from 1 to 256", 1, 256)

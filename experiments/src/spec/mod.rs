@@ -10,6 +10,7 @@ mod engine;
 mod error;
 pub(crate) mod field;
 mod locate;
+mod posting;
 mod set;
 mod validate;
 mod verbs;
@@ -28,12 +29,13 @@ use crate::compute;
 pub use checks::{Bound, FaultSpec, LinkDown, QueuePairError, SloSpec};
 pub use cluster::{Capacity, ClusterSpec, MAX_PAGES, MemorySpec, SideSpec, TopologySpec};
 pub use engine::{
-    Admission, BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, Order, PolicySpec, PortReach,
-    Rails, Replica, Routing, TransferSpec, WindowSpec,
+    Admission, BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, PolicySpec, PortReach, Routing,
+    TransferSpec, WindowSpec,
 };
 pub use error::{Place, SpecError};
 pub(crate) use error::{nearest, rephrase};
 pub use locate::Segment;
+pub use posting::{Deadline, Failover, LeastInflight, Order, Priorities, Rails, Replica, Shares};
 pub use set::{Override, SetError};
 pub use verbs::{Network, ReachSpec, VerbsMemory, VerbsSideSpec, VerbsSpec};
 pub use workload::WorkloadSpec;

@@ -6,6 +6,7 @@ use engine::node::{Node as _, Reason, Step};
 use engine::policy::Direction;
 use engine::transfer::{AUX_BYTES, SEAL_BYTES};
 use models::{Layout, Relation};
+use std::collections::BTreeSet;
 
 /// What a run moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,7 +63,15 @@ impl Kit {
     pub fn least_bytes(&self, tokens: u32) -> (u64, u64) {
         let (src, dst) = self.layouts();
         let relation = Relation::new(&src, &dst).unwrap_or_else(|error| panic!("{error}"));
-        let seals: u64 = (0..relation.dst_ranks()).map(|rank| relation.seals(rank) as u64).sum();
+        let splits = self.build.decode.config.transfer.replica.splits();
+        let layers = |feed: &models::Feed| {
+            let kinds = dst.ranks()[feed.dst_rank as usize].pools();
+            let lanes = feed.groups.iter().flat_map(|g| g.lanes.iter().map(|l| (g.pool_dst, l.1 as usize)));
+            let all: BTreeSet<u32> = lanes.map(|(pool, lane)| kinds[pool].buffers[lane].layer).collect();
+            all.len()
+        };
+        let of = |feed: &models::Feed| if splits { feed.sources.len().min(layers(feed)) as u64 } else { 1 };
+        let seals: u64 = (0..relation.dst_ranks()).flat_map(|rank| relation.feeds(rank)).map(of).sum();
         let seals = if self.build.direction() == Direction::Pull { 0 } else { seals };
         let beside = u64::from(relation.dst_ranks()) * AUX_BYTES + seals * SEAL_BYTES;
         (relation.total_bytes(tokens) as u64, beside)
