@@ -35,6 +35,7 @@ pub struct Deadline {
     /// On top for each token of the prompt.
     pub per_token: Picos,
     /// Other times from arrival to the first token, by tenant.
+    #[serde(deserialize_with = "field::by_tenant")]
     pub tenants: BTreeMap<u32, Picos>,
 }
 
@@ -45,6 +46,7 @@ pub struct Shares {
     /// Bytes of a turn, 1B to 1TiB.
     pub quantum: ByteSize,
     /// Turns of a tenant are so many times as long; 1 for those that are not here.
+    #[serde(deserialize_with = "field::by_tenant")]
     pub weights: BTreeMap<u32, u32>,
 }
 
@@ -59,6 +61,7 @@ impl Default for Shares {
 #[serde(deny_unknown_fields, default)]
 pub struct Priorities {
     /// Priority of a tenant, the highest first; 0 for those that are not here.
+    #[serde(deserialize_with = "field::by_tenant")]
     pub tenants: BTreeMap<u32, u32>,
 }
 
