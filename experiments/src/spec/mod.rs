@@ -38,7 +38,7 @@ pub use locate::Segment;
 pub use posting::{Deadline, Failover, LeastInflight, Order, Priorities, Rails, Replica, Shares};
 pub use set::{Override, SetError};
 pub use verbs::{Network, ReachSpec, VerbsMemory, VerbsSideSpec, VerbsSpec};
-pub use workload::WorkloadSpec;
+pub use workload::{RequestSpec, WorkloadSpec};
 
 /// An experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,6 +81,8 @@ pub struct Spec {
     pub verbs: VerbsSpec,
     /// Compare the KV that arrived with what was sent, request by request.
     pub verify: bool,
+    /// Simulated runs: look at every node after every event, and exit with status 1 naming each law that is broken. Slower.
+    pub invariants: bool,
 }
 
 impl Default for Spec {
@@ -103,6 +105,7 @@ impl Default for Spec {
             expect: BTreeMap::new(),
             verbs: VerbsSpec::default(),
             verify: true,
+            invariants: false,
         }
     }
 }

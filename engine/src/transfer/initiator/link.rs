@@ -97,6 +97,8 @@ pub(super) struct Link {
     /// Pairs of ports that its queue pairs join, and which of them each joins.
     pub(super) paths: Vec<Path>,
     pub(super) path_of: Vec<u16>,
+    /// Only where [`super::super::Rules::links_recover`] is off: it failed once.
+    banned: bool,
 }
 
 impl Link {
@@ -124,6 +126,7 @@ impl Link {
             served: false,
             yielding: false,
             wanted: false,
+            banned: false,
         }
     }
     pub(super) fn is_up(&self) -> bool {
@@ -141,7 +144,7 @@ impl Link {
 impl Initiator {
     /// Asks the target for an offer.
     pub(super) fn ask(&mut self, peer: InstanceId) {
-        if let Some(link) = self.links.get_mut(&peer) {
+        if let Some(link) = self.links.get_mut(&peer).filter(|link| !link.banned) {
             link.asked = true;
             let body = LinkBody::Ask { broken: link.accepted };
             self.news.push_back(News::Tell(Message::Link { peer, body }));
@@ -160,7 +163,7 @@ impl Initiator {
     /// What the target says about the link.
     pub(super) fn heard(&mut self, cx: &mut Cx<'_>, peer: InstanceId, body: LinkBody) {
         let rules = self.config.rules;
-        let Some(link) = self.links.get_mut(&peer) else { return };
+        let Some(link) = self.links.get_mut(&peer).filter(|link| !link.banned) else { return };
         match body {
             LinkBody::Offer { offer, fence_epoch, rails, reads, endpoints, live } => {
                 if offer <= link.heard {
@@ -544,7 +547,14 @@ impl Initiator {
     pub(super) fn completed(&mut self, cx: &mut Cx<'_>, completion: &Completion) {
         let Some((peer, index)) = self.qps.get(&completion.qp).copied() else { return };
         let id = completion.id.0;
+        let rules = self.config.rules;
         match completion.result {
+            Err(_) if !rules.failures_count => return,
+            Err(_) if !rules.status_first => {
+                while let Some(slice) = self.pop_slice(peer, index, |slice| slice.last <= id) {
+                    self.finished(cx, slice, true);
+                }
+            }
             Ok(_) => {
                 while let Some(slice) = self.pop_slice(peer, index, |slice| slice.last <= id) {
                     if self.measures {
@@ -554,7 +564,8 @@ impl Initiator {
                 }
             }
             Err(failed) => {
-                let Some(link) = self.links.get(&peer) else { return };
+                let Some(link) = self.links.get_mut(&peer) else { return };
+                link.banned |= !rules.links_recover && failed.status != Status::WrFlush;
                 // The first one that is neither success nor flush names the culprit, also when the target's offer came before it.
                 if failed.status != Status::WrFlush {
                     let culprit = link.wires[index].slices.front().map(|slice| slice.room);
