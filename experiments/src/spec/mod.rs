@@ -8,6 +8,7 @@ mod checks;
 mod cluster;
 mod engine;
 mod error;
+pub mod faults;
 pub(crate) mod field;
 mod locate;
 mod posting;
@@ -26,7 +27,7 @@ use serde_json::Value;
 use serde_path_to_error::Segment as SerdeSegment;
 
 use crate::compute;
-pub use checks::{Bound, FaultSpec, LinkDown, QueuePairError, SloSpec};
+pub use checks::{Bound, SloSpec};
 pub use cluster::{Capacity, ClusterSpec, MAX_PAGES, MemorySpec, SideSpec, TopologySpec};
 pub use engine::{
     Admission, BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, PolicySpec, PortReach, Routing,
@@ -34,6 +35,7 @@ pub use engine::{
 };
 pub use error::{Place, SpecError};
 pub(crate) use error::{nearest, rephrase};
+pub use faults::FaultSpec;
 pub use locate::Segment;
 pub use posting::{Deadline, Failover, LeastInflight, Order, Priorities, Rails, Replica, Shares};
 pub use set::{Override, SetError};
