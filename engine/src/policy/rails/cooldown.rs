@@ -70,7 +70,7 @@ mod tests {
             let cooldown = Cooldown { first: Span(first), most: Span(most) };
             let (mut health, mut now) = (Health::default(), Time(0));
             for (wait, fails) in steps {
-                now = now + Span(wait);
+                now += Span(wait);
                 let before = health;
                 if fails {
                     health.failed(now, cooldown);
