@@ -44,6 +44,9 @@ impl Node for AnyNode {
     fn handle(&mut self, cx: &mut Cx<'_>, input: Input<'_>) {
         each!(self, node => node.handle(cx, input));
     }
+    fn flush(&mut self, now: Time, out: &mut Outbox) {
+        each!(self, node => node.flush(now, out));
+    }
     fn deadline(&self) -> Option<Time> {
         each!(self, node => node.deadline())
     }
@@ -581,6 +584,7 @@ impl World {
         place.digest.word(now.0);
         let mut cx = Cx { now, fabric: self.fabrics.host(host), out: &mut self.out };
         place.node.handle(&mut cx, input);
+        place.node.flush(cx.now, cx.out);
         for record in &self.out.records {
             place.digest.pair(record.request.0, step_word(record));
         }
