@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ::engine::transfer::Rules;
 use models::{ByteSize, Layout, Model, Picos, Relation, config, presets};
 
 use super::engine::AUTO;
@@ -11,6 +12,7 @@ use super::{
     Direction, Granularity, MemorySpec, PortReach, Rails, SideSpec, Spec, TopologySpec, is_path, nearest,
 };
 use crate::compute::{self, Profile};
+use crate::workload::{BLOCK_TOKENS, MAX_ARRIVAL_PS};
 use crate::{nic, report};
 
 /// The most real memory that a simulated cluster may have.
@@ -72,7 +74,11 @@ impl Spec {
         }
         Profile::load(&self.compute.profile).or_else(|error| wrong("compute.profile", error))?;
         self.lengths()?;
-        self.faults()?;
+        self.requests()?;
+        self.rules()?;
+        if let Some((path, problem)) = self.fault_problem() {
+            return wrong(&path, problem);
+        }
         if let Some((key, problem)) = self.verbs.problem() {
             return wrong(&format!("verbs.{key}"), problem);
         }
@@ -254,6 +260,48 @@ impl Spec {
         Ok(())
     }
 
+    /// Requests of the list come in their order, and their blocks are blocks of them.
+    fn requests(&self) -> Result<(), Problem> {
+        let mut before = Picos(0);
+        for (i, request) in self.workload.requests.iter().enumerate() {
+            let here = |key: &str| format!("workload.requests.{i}.{key}");
+            if request.at < before || request.at.0 > MAX_ARRIVAL_PS {
+                let most = Picos(MAX_ARRIVAL_PS);
+                return wrong(
+                    &here("at"),
+                    format!("{} is out of order, expected {before} to {most}", request.at),
+                );
+            }
+            before = request.at;
+            let blocks = request.prompt.div_ceil(BLOCK_TOKENS) as usize;
+            if request.blocks.len() > blocks {
+                return wrong(
+                    &here("blocks"),
+                    format!(
+                        "{} of them, expected at most {blocks}: one for each started {BLOCK_TOKENS} tokens of the prompt",
+                        request.blocks.len()
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Rules that are switched off are rules.
+    fn rules(&self) -> Result<(), Problem> {
+        for (i, name) in self.transfer.without.iter().enumerate() {
+            if Rules::by_name(name).is_none() {
+                let meant = nearest(name, Rules::NAMES.iter().copied());
+                let meant = meant.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+                return wrong(
+                    &format!("transfer.without.{i}"),
+                    format!("there is no rule `{name}`{meant} (there are {})", Rules::NAMES.join(", ")),
+                );
+            }
+        }
+        Ok(())
+    }
+
     fn lengths(&self) -> Result<(), Problem> {
         let Some(synthetic) = &self.workload.synthetic else { return Ok(()) };
         for (name, length) in [("prompt", &synthetic.prompt), ("output", &synthetic.output)] {
@@ -264,43 +312,6 @@ impl Spec {
                     &format!("workload.synthetic.{name}"),
                     format!("min {min} is above max {max}; exchange them"),
                 );
-            }
-        }
-        Ok(())
-    }
-
-    fn faults(&self) -> Result<(), Problem> {
-        let prefill = &self.cluster.prefill;
-        let hosts = prefill.instances.saturating_add(self.cluster.decode.instances);
-        for (i, fault) in self.faults.iter().enumerate() {
-            let here = format!("faults.{i}");
-            match (&fault.queue_pair_error, &fault.link_down) {
-                (Some(error), None) => {
-                    if error.prefill >= prefill.instances {
-                        return wrong(
-                            &format!("{here}.queue-pair-error.prefill"),
-                            format!(
-                                "{} is not there, expected 0 to {}",
-                                error.prefill,
-                                prefill.instances - 1
-                            ),
-                        );
-                    }
-                }
-                (None, Some(down)) => {
-                    let side = if down.host < prefill.instances { prefill } else { &self.cluster.decode };
-                    for (key, value, count) in
-                        [("host", down.host, hosts), ("port", down.port, self.ports(side))]
-                    {
-                        if value >= count {
-                            return wrong(
-                                &format!("{here}.link-down.{key}"),
-                                format!("{value} is not there, expected 0 to {}", count - 1),
-                            );
-                        }
-                    }
-                }
-                _ => return wrong(&here, "expected one of `queue-pair-error` and `link-down`"),
             }
         }
         Ok(())
