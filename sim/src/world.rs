@@ -43,6 +43,7 @@ pub struct Dead;
 
 impl Node for Dead {
     fn handle(&mut self, _cx: &mut Cx<'_>, _input: Input<'_>) {}
+    fn flush(&mut self, _now: Time, _out: &mut Outbox) {}
     fn deadline(&self) -> Option<Time> {
         None
     }
