@@ -37,6 +37,7 @@ mod source;
 mod stage;
 mod target;
 mod tombstones;
+mod usable;
 mod wire;
 
 pub use config::TransferConfig;
