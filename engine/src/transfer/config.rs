@@ -3,7 +3,9 @@
 use super::reach::Reach;
 use super::rules::Rules;
 use crate::fabric::{Limits, RnrTimer, Rts};
-use crate::policy::{Coalescing, Cooldown, Direction, Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window};
+use crate::policy::{
+    Coalescing, Cooldown, Direction, Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window,
+};
 use crate::time::Span;
 
 /// Parameters of both sides. What must be equal on both sides says so.

@@ -44,6 +44,10 @@ pub fn table(summary: &Summary) -> String {
         bytes(summary.bytes_moved),
         count(summary.work_requests)
     );
+    if summary.staged_parts > 0 {
+        let (parts, copied) = (count(summary.staged_parts), bytes(summary.copied_bytes));
+        let _ = writeln!(out, "{:<22}{parts} parts, {copied} copied", "staged");
+    }
     if summary.cached_tokens > 0 {
         let share = summary.cached_tokens as f64 / summary.prompt_tokens.max(1) as f64 * 100.0;
         let _ = writeln!(out, "{:<22}{share:.1} % of prompt tokens", "prefix hits");

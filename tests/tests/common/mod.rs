@@ -3,8 +3,8 @@
 use engine::id::{NodeId, PortId};
 use engine::node::Request;
 use engine::policy::{
-    Coalescing, Granularity, LeastInflight, OrderPolicy, Priorities, RailPolicy, ReplicaChoice, RoutingPolicy, Shares,
-    Slo, Staging, StagingCosts, Window,
+    Coalescing, Granularity, LeastInflight, OrderPolicy, Priorities, RailPolicy, ReplicaChoice,
+    RoutingPolicy, Shares, Slo, Staging, StagingCosts, Window,
 };
 use engine::time::Span;
 use models::{Attention, DType, IndexK, Model};

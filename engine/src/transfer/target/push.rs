@@ -6,8 +6,8 @@ use super::super::wire::{AUX_BYTES, Immediate, SEAL_BYTES, SLOT_BYTES, Seal};
 use super::link::Link;
 use super::parts::Source;
 use super::room::{Room, State};
-use super::{PortReceives, Target, TargetRoom};
 use super::stage::Spot;
+use super::{PortReceives, Target, TargetRoom};
 use crate::fabric::{Completion, Opcode};
 use crate::id::{InstanceId, Rank};
 use crate::node::{Cx, Reason, Step};
@@ -45,7 +45,8 @@ impl Target {
                     let port = |rail: u16| pairing.wires[base + usize::from(rail)].dst_port.index();
                     match self.config.rail_policy.spread(feed.nth, rails) {
                         Spread::All(homes) => homes.for_each(|home| {
-                            need[port(link.usable.carrier(base, rails, home))] += u32::from(per_rail) + stage_window;
+                            need[port(link.usable.carrier(base, rails, home))] +=
+                                u32::from(per_rail) + stage_window;
                         }),
                         Spread::One => (0..rails)
                             .filter(|rail| link.usable.has(base + usize::from(*rail)))
