@@ -206,7 +206,9 @@ impl DecodeNode {
             Message::Assign { key, peer, request } => self.assign(cx, key, peer, request),
             Message::Report { key, report } => sink.report(cx, key, report),
             Message::Publish(list) => sink.publish(cx, &list),
-            Message::Produced { key, before, pieces, last } => sink.produced(cx, &key, before, &pieces, last),
+            Message::Produced { key, before, pieces, last } => {
+                sink.produced(cx, &key, before, &pieces, last.as_deref());
+            }
             Message::Abort { key, reason } => {
                 let waiting = self.jobs.get(&key).is_some_and(|job| job.phase == Phase::Waiting);
                 sink.abort(cx, key, reason);

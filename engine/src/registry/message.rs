@@ -307,8 +307,8 @@ pub enum Message {
         before: u32,
         /// What is there.
         pieces: Vec<Piece>,
-        /// Whether it is the rest.
-        last: bool,
+        /// It is the rest, with the checksum of each feed if there are checksums.
+        last: Option<Vec<u64>>,
     },
     /// C>R by either side or the router, then R>C to the others: post nothing more and end it.
     Abort {

@@ -149,7 +149,7 @@ fn case_14_room_ids_over_63_bits() {
         assert_eq!(decode(&bytes), Ok(message));
         let row = AuxRow { key, request: RequestId(room), token: 1, cached: 2 };
         assert_eq!(AuxRow::from_bytes(&row.to_bytes()), row);
-        let seal = Seal { key, parts: 3 };
+        let seal = Seal { key, parts: 3, sum: 7 };
         assert_eq!(Seal::from_bytes(&seal.to_bytes(), key), Some(seal));
         let masked = RoomKey { room: Room(peers(room)), ..key };
         assert_eq!(Seal::from_bytes(&seal.to_bytes(), masked), None);
