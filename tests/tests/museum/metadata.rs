@@ -1,8 +1,7 @@
 //! What comes over the metadata channel: cases 13, 14, 19 and 21, on the real decoders, registry and nodes.
 
-use engine::fabric::Absent;
 use engine::id::{InstanceId, NodeId, RequestId, Room};
-use engine::node::{Cx, Input, Node as _, Outbox, Request};
+use engine::node::{Input, Outbox, Request};
 use engine::registry::{
     Client, ClientEvent, Facts, Frame, FrameFlags, Header, MAX_MESSAGE, Message, REGISTRY, Registry,
     RegistryConfig, Role, RoomKey, SessionConfig, decode, encode,
@@ -44,7 +43,7 @@ impl Desk {
 
     fn step(&mut self, input: Input<'_>) -> Outbox {
         let mut out = Outbox::default();
-        self.registry.handle(&mut Cx { now: self.now, fabric: &mut Absent, out: &mut out }, input);
+        self.registry.step(self.now, input, &mut out);
         out
     }
 
