@@ -38,6 +38,8 @@ pub struct EndStats {
     pub staged_parts: u64,
     /// Bytes gathered for them; at the target: scattered.
     pub staged_bytes: u64,
+    /// Rooms that failed because what arrived had another checksum.
+    pub checksum_mismatches: u64,
 }
 
 /// What a room is doing at one end. It only ever moves on, and the last two are final.

@@ -59,6 +59,8 @@ pub(super) struct Source {
     pub late: Vec<u32>,
     /// How many of them the sender wants to be told of, and was not.
     pub asked: Vec<u32>,
+    /// The checksum that came with the seal.
+    pub sum: u64,
     pub done: bool,
 }
 
@@ -69,6 +71,7 @@ impl Source {
             seen: PartSet::default(),
             count: 0,
             seal: None,
+            sum: 0,
             copying: 0,
             scattered: 0,
             late: Vec::new(),

@@ -1,5 +1,6 @@
 //! What only a target of WRITEs does: promises receives, and knows from immediates and seals what has come.
 
+use super::super::checksum::{Side, fold, of_feed};
 use super::super::news::News;
 use super::super::pages::PageTable;
 use super::super::wire::{AUX_BYTES, Immediate, SEAL_BYTES, SLOT_BYTES, Seal};
@@ -9,7 +10,7 @@ use super::room::{Room, State};
 use super::stage::Spot;
 use super::{PortReceives, Target, TargetRoom};
 use crate::fabric::{Completion, Opcode};
-use crate::id::{InstanceId, Rank};
+use crate::id::InstanceId;
 use crate::node::{Cx, Reason, Step};
 use crate::policy::{Direction, Granularity, Spread};
 use crate::registry::RoomKey;
@@ -174,6 +175,7 @@ impl Target {
             generation,
             ranks,
             promised: needs,
+            pages: if self.config.checksums { table.clone() } else { PageTable::default() },
             ..Room::new(spec)
         };
         let index = self.add(room);
@@ -259,12 +261,13 @@ impl Target {
             Some((spot, header, slot)) if new => self.scatter(cx, index, spot, &header, slot),
             // It is on its way to its pages, or there.
             Some(_) => {}
-            None => self.look(cx, index, dst, ends.dst, at),
+            None => self.look(cx, index, Spot { dst, world: ends.dst, feed: ends.feed.into(), source: at }),
         }
     }
 
-    /// Whether everything of a source is in, and so perhaps everything of the room. `world` is the rank `dst` of the group.
-    pub(super) fn look(&mut self, cx: &mut Cx<'_>, index: u32, dst: Rank, world: Rank, at: usize) {
+    /// Whether everything of a source is in, and so perhaps everything of the room.
+    pub(super) fn look(&mut self, cx: &mut Cx<'_>, index: u32, spot: Spot) {
+        let Spot { dst, world, feed, source: at } = spot;
         let rules = self.config.rules;
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         let source = &mut room.ranks[dst.index()][at];
@@ -277,7 +280,9 @@ impl Target {
             let mut bytes = [0; SEAL_BYTES as usize];
             if cx.fabric.read(memory.aux.buf, cell, &mut bytes).is_ok() {
                 let key = if rules.seals_name_rooms { room.spec.key } else { Seal::key_in(&bytes) };
-                source.seal = Seal::from_bytes(&bytes, key).map(|seal| seal.parts);
+                if let Some(seal) = Seal::from_bytes(&bytes, key) {
+                    (source.seal, source.sum) = (Some(seal.parts), seal.sum);
+                }
             }
         }
         let complete = match source.seal {
@@ -288,6 +293,18 @@ impl Target {
             None => false,
         };
         if complete {
+            if self.config.checksums && rules.checksums_compared {
+                let (side, tokens, layers) = (Side::Target(world), 0..room.spec.tokens, 0..u32::MAX);
+                let Some(pairing) = self.links.get(&room.spec.peer).map(|link| &link.pairing) else { return };
+                let range = (&tokens, &layers);
+                let sum = of_feed(cx.fabric, &self.memory, pairing, feed, side, &room.pages, range);
+                if sum.map(fold) != Ok(source.sum) {
+                    let key = room.spec.key;
+                    self.stats.checksum_mismatches += 1;
+                    self.fail(cx, key, Reason::Checksum, true);
+                    return;
+                }
+            }
             source.done = true;
             room.undone -= 1;
             let first = !rules.all_ranks && room.ranks[dst.index()].iter().all(|source| source.done);

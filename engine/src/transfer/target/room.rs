@@ -63,6 +63,8 @@ pub(super) struct Room {
     pub copies: u32,
     /// It is released when these are over.
     pub leaving: bool,
+    /// Push, with checksums: the pages to sum up.
+    pub pages: PageTable,
 }
 
 /// Stands for the slot of a room that has none; more than there can be.
@@ -86,6 +88,7 @@ impl Room {
             table: PageTable::default(),
             copies: 0,
             leaving: false,
+            pages: PageTable::default(),
         }
     }
 }

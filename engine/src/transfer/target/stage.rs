@@ -14,11 +14,7 @@ use crate::registry::{Message, PageRun, RoomKey};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scatter {
     room: u32,
-    /// The rank, within its group and within the instance.
-    dst: Rank,
-    world: Rank,
-    /// Which of the rank's sources.
-    source: usize,
+    spot: Spot,
     sequence: u32,
     tell: bool,
     bytes: u64,
@@ -143,12 +139,9 @@ impl Target {
             self.fail(cx, key, Reason::Transfer, true);
             return;
         }
-        let (dst, world, source_index) = (spot.dst, spot.world, spot.source);
         self.scatters[at] = Some(Scatter {
             room: index,
-            dst,
-            world,
-            source: source_index,
+            spot,
             sequence: header.sequence,
             tell: header.tell,
             bytes: bytes.unwrap_or(0),
@@ -164,7 +157,7 @@ impl Target {
         self.stats.staged_bytes += done.bytes;
         let Some(room) = self.rooms[done.room as usize].as_mut() else { return };
         room.copies -= 1;
-        let source = &mut room.ranks[done.dst.index()][done.source];
+        let source = &mut room.ranks[done.spot.dst.index()][done.spot.source];
         source.copying -= 1;
         let tell = source.scattered(done.sequence, done.tell);
         if room.leaving && room.copies == 0 {
@@ -172,7 +165,7 @@ impl Target {
             return;
         }
         if room.state == State::Live {
-            self.look(cx, done.room, done.dst, done.world, done.source);
+            self.look(cx, done.room, done.spot);
         }
         let live = |room: &Room| room.state == State::Live;
         if tell && self.rooms[done.room as usize].as_ref().is_some_and(live) {
