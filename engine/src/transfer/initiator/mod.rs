@@ -10,6 +10,7 @@
 //! fence must take every queue pair anyway, and one state machine is easier to get right than one for each queue pair. The price is that
 //! an error on one queue pair flushes its siblings, whose rooms are not to blame and are posted again after the reconnect.
 
+mod jobs;
 mod link;
 mod paths;
 mod post;
@@ -32,8 +33,9 @@ use crate::policy::{Direction, Health, Job, JobId, Order, Rails};
 use crate::registry::{Facts, LinkBody, Report, RoomKey};
 use crate::time::Time;
 use crate::timers::Timers;
+use jobs::JobState;
 use link::Link;
-use room::{JobState, Room};
+use room::Room;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 

@@ -4,19 +4,15 @@ use super::super::checksum::{Side, of_feed};
 use super::super::end::RoomState;
 use super::super::news::News;
 use super::super::pages::PageTable;
-use super::super::pairing::Pairing;
 use super::super::plan::{PlanLimits, plan};
-use super::super::stage::{Cut, per_token};
 use super::paths::Ways;
-use super::stage::{Gather, RemoteStage, RoomStage, Staged};
+use super::stage::{RemoteStage, RoomStage, Staged, cut_staged};
 use super::{Initiator, InitiatorRoom};
 use crate::fabric::Plan;
-use crate::id::PortId;
 use crate::node::{Cx, Reason};
 use crate::policy::{Direction, JobId, Spread};
 use crate::registry::{Message, PageList, PageRun, Report, RoomKey};
 use crate::time::Time;
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -71,27 +67,6 @@ impl Part {
     /// Requests beside KV.
     pub(super) fn extras(&self) -> u64 {
         u64::from(self.seal.is_some()) + u64::from(self.aux)
-    }
-}
-
-/// A room's parts on one port, as the order policy sees them.
-#[derive(Clone, Debug, Default)]
-pub(super) struct JobState {
-    pub room: u32,
-    pub port: PortId,
-    pub parts: VecDeque<u32>,
-    /// Staged parts that are gathered: these go first.
-    pub ready: VecDeque<u32>,
-    pub left: u64,
-    pub queued: bool,
-    /// The wire for whose send queue it waits.
-    pub blocked: Option<u32>,
-}
-
-impl JobState {
-    /// Whether something of it is to be posted.
-    pub(super) fn has_work(&self) -> bool {
-        !(self.parts.is_empty() && self.ready.is_empty())
     }
 }
 
@@ -516,97 +491,6 @@ impl Initiator {
         self.ask_if_idle(peer);
     }
 
-    /// Puts parts into the queues of their ports.
-    pub(super) fn enqueue(&mut self, index: u32, parts: Range<u32>) {
-        let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        let Some(link) = self.links.get(&room.spec.peer) else { return };
-        for p in parts {
-            let part = &room.parts[p as usize];
-            if part.state != PartState::Waiting {
-                continue;
-            }
-            let port = link.pairing.wires[part.wire as usize].src_port;
-            let found = room.jobs.iter().copied().find(|id| self.jobs[*id as usize].port == port);
-            let id = found.unwrap_or_else(|| {
-                let id = self.free_jobs.pop().unwrap_or_else(|| {
-                    self.jobs.push(JobState::default());
-                    (self.jobs.len() - 1) as JobId
-                });
-                let job = &mut self.jobs[id as usize];
-                // In the memory of one that is over.
-                let (parts, ready) = (std::mem::take(&mut job.parts), std::mem::take(&mut job.ready));
-                *job = JobState { room: index, port, parts, ready, ..JobState::default() };
-                room.jobs.push(id);
-                id
-            });
-            let job = &mut self.jobs[id as usize];
-            job.left += part.bytes.max(1);
-            // One that is being gathered is put in when that is over.
-            if !part.is_gathering() {
-                job.parts.push_back(p);
-            }
-        }
-        if link.is_up() {
-            self.queue_jobs(index);
-        }
-    }
-
-    /// A part that was being gathered comes back to its job, or to the queue where the job is gone.
-    pub(super) fn put_back(&mut self, index: u32, p: u32) {
-        let Some(room) = self.rooms.get(index as usize).and_then(Option::as_ref) else { return };
-        let Some(link) = self.links.get(&room.spec.peer) else { return };
-        let part = &room.parts[p as usize];
-        let port = link.pairing.wires[part.wire as usize].src_port;
-        match room.jobs.iter().copied().find(|id| self.jobs[*id as usize].port == port) {
-            Some(id) if part.lacks_gather() => self.jobs[id as usize].parts.push_front(p),
-            Some(id) => self.jobs[id as usize].ready.push_back(p),
-            None => return self.enqueue(index, p..p + 1),
-        }
-        if link.is_up() {
-            self.queue_jobs(index);
-        }
-    }
-
-    /// Offers a room's jobs to the order policies.
-    pub(super) fn queue_jobs(&mut self, index: u32) {
-        let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        for id in &room.jobs {
-            let job = &mut self.jobs[*id as usize];
-            let order = &mut self.ports[job.port.index()].order;
-            if !job.has_work() || job.blocked.is_some() {
-                continue;
-            }
-            if job.queued {
-                order.update(*id, job.left);
-            } else {
-                job.queued = true;
-                order.push(room.spec.job(*id, room.arrived, job.left));
-            }
-        }
-    }
-
-    /// Takes a room's jobs away from the order policies.
-    pub(super) fn drop_jobs(&mut self, index: u32) {
-        let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        let mut link = self.links.get_mut(&room.spec.peer);
-        for id in room.jobs.drain(..) {
-            let job = &mut self.jobs[id as usize];
-            // The id is used again: no list may keep it.
-            if let Some(wire) = job.blocked.take()
-                && let Some(wire) = link.as_mut().and_then(|link| link.wires.get_mut(wire as usize))
-            {
-                wire.blocked.retain(|other| *other != id);
-            }
-            if job.queued {
-                self.ports[job.port.index()].order.remove(id);
-                job.queued = false;
-            }
-            job.parts.clear();
-            job.ready.clear();
-            self.free_jobs.push(id);
-        }
-    }
-
     /// A page list or abort for a room that is not open here: it ended, and its report is told again; or nothing was posted for
     /// it, and nothing ever will be.
     fn refuse_unknown(&mut self, cx: &mut Cx<'_>, key: RoomKey) {
@@ -717,53 +601,6 @@ impl Initiator {
             }
         }
     }
-}
-
-/// Makes parts of what is staged, in turns over the feeds, so that all of their slots are filled at the same time. Which feeds need no part
-/// that goes directly for their seal.
-fn cut_staged(
-    room: &mut Room,
-    pairing: &Pairing,
-    staged: &[Vec<Option<Vec<Cut>>>],
-    (last, all_write_aux): (bool, bool),
-    mut wire: impl FnMut(&Room, usize, usize, u64) -> (u16, u32),
-) -> Vec<bool> {
-    room.stage.cut.resize(pairing.feeds.len(), 0);
-    room.stage.scattered.resize(pairing.feeds.len(), 0);
-    let cuts: Vec<Vec<&Cut>> =
-        staged.iter().map(|pieces| pieces.iter().flatten().flatten().collect()).collect();
-    let whole = |f: usize| last && !cuts[f].is_empty() && staged[f].iter().all(Option::is_some);
-    let sealed: Vec<bool> = (0..pairing.feeds.len()).map(whole).collect();
-    for nth in 0..cuts.iter().map(Vec::len).max().unwrap_or(0) {
-        for (f, feed) in pairing.feeds.iter().enumerate() {
-            let Some(cut) = cuts[f].get(nth).copied() else { continue };
-            let ends = sealed[f] && nth + 1 == cuts[f].len();
-            let number = room.numbers[f];
-            room.numbers[f] += 1;
-            let sequence = room.stage.cut[f];
-            room.stage.cut[f] += 1;
-            let bytes = per_token(feed, &cut.layers) * cut.tokens.len() as u64;
-            let (home, wire) = wire(room, f, sequence as usize, bytes);
-            let rank = pairing.wires[wire as usize].src;
-            room.parts.push(Part {
-                feed: f as u16,
-                wire,
-                number,
-                plans: Vec::new(),
-                window: 0..0,
-                cursor: 0,
-                bytes,
-                home,
-                acked: 0,
-                seal: ends.then(|| room.numbers[f]),
-                aux: ends && (feed.aux || all_write_aux),
-                state: PartState::Waiting,
-                stage: Some(Box::new(Staged { rank, sequence, cut: cut.clone(), gather: Gather::Idle })),
-            });
-            room.undone += 1;
-        }
-    }
-    sealed
 }
 
 /// Whether a run lies in a pool of so many pages, the padding page 0 not being one to write to.

@@ -434,3 +434,50 @@ impl Initiator {
         Some(made)
     }
 }
+
+/// Makes parts of what is staged, in turns over the feeds, so that all of their slots are filled at the same time. Which feeds need no part
+/// that goes directly for their seal.
+pub(super) fn cut_staged(
+    room: &mut Room,
+    pairing: &Pairing,
+    staged: &[Vec<Option<Vec<Cut>>>],
+    (last, all_write_aux): (bool, bool),
+    mut wire: impl FnMut(&Room, usize, usize, u64) -> (u16, u32),
+) -> Vec<bool> {
+    room.stage.cut.resize(pairing.feeds.len(), 0);
+    room.stage.scattered.resize(pairing.feeds.len(), 0);
+    let cuts: Vec<Vec<&Cut>> =
+        staged.iter().map(|pieces| pieces.iter().flatten().flatten().collect()).collect();
+    let whole = |f: usize| last && !cuts[f].is_empty() && staged[f].iter().all(Option::is_some);
+    let sealed: Vec<bool> = (0..pairing.feeds.len()).map(whole).collect();
+    for nth in 0..cuts.iter().map(Vec::len).max().unwrap_or(0) {
+        for (f, feed) in pairing.feeds.iter().enumerate() {
+            let Some(cut) = cuts[f].get(nth).copied() else { continue };
+            let ends = sealed[f] && nth + 1 == cuts[f].len();
+            let number = room.numbers[f];
+            room.numbers[f] += 1;
+            let sequence = room.stage.cut[f];
+            room.stage.cut[f] += 1;
+            let bytes = per_token(feed, &cut.layers) * cut.tokens.len() as u64;
+            let (home, wire) = wire(room, f, sequence as usize, bytes);
+            let rank = pairing.wires[wire as usize].src;
+            room.parts.push(Part {
+                feed: f as u16,
+                wire,
+                number,
+                plans: Vec::new(),
+                window: 0..0,
+                cursor: 0,
+                bytes,
+                home,
+                acked: 0,
+                seal: ends.then(|| room.numbers[f]),
+                aux: ends && (feed.aux || all_write_aux),
+                state: PartState::Waiting,
+                stage: Some(Box::new(Staged { rank, sequence, cut: cut.clone(), gather: Gather::Idle })),
+            });
+            room.undone += 1;
+        }
+    }
+    sealed
+}
