@@ -1,11 +1,12 @@
 //! A decode instance: lets rooms in, has their KV transferred, and generates in continuous batches.
 
 use super::compute::Compute;
-use super::instance::{Admission, BoxedCompute, InstanceConfig, Peers, StartError, pair};
+use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair};
 use super::{Counters, Cx, Held, Input, Node, Reason, Request, Step};
 use crate::fabric::Access;
 use crate::id::InstanceId;
 use crate::map::Map;
+use crate::policy::Admission;
 use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey};
 use crate::time::Time;
 use crate::transfer::{InitiatorRoom, InstanceMemory, News, PagePool, PageTable, Sink, TargetRoom};
@@ -224,7 +225,8 @@ impl DecodeNode {
             | Message::Leave
             | Message::Query { .. }
             | Message::Create { .. }
-            | Message::Done { .. } => {}
+            | Message::Done { .. }
+            | Message::Delivered { .. } => {}
         }
     }
 
@@ -263,6 +265,15 @@ impl DecodeNode {
             self.client.send(&Message::Abort { key, reason: Reason::NoMemory });
             sink.abort(cx, key, Reason::NoMemory);
             self.done(key, Outcome::Failed(Reason::NoMemory));
+            return;
+        }
+        // Counted without those that the queue still names and that have ended.
+        let let_in = u64::from(self.admitted) + u64::from(self.draining);
+        let waiting = (self.jobs.len() as u64).saturating_sub(let_in);
+        if self.config.most_waiting.is_some_and(|most| waiting >= u64::from(most)) {
+            self.client.send(&Message::Abort { key, reason: Reason::Busy });
+            sink.abort(cx, key, Reason::Busy);
+            self.done(key, Outcome::Failed(Reason::Busy));
             return;
         }
         let (tenant, tokens, group) = (request.tenant, request.prompt, group as u16);
@@ -359,7 +370,8 @@ impl DecodeNode {
         self.running.clear();
         (self.batch, self.context, self.step_ends, self.wakes) = (0, 0, None, Time::NEVER);
         for key in rooms {
-            self.over(cx, key, Outcome::Failed(reason));
+            // Tokens of these are out: whoever hears of it must not begin anew.
+            self.over(cx, key, Outcome::Failed(Reason::Interrupted));
         }
     }
 

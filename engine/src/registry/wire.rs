@@ -125,7 +125,7 @@ impl<'a> Reader<'a> {
         Reason::from_wire(byte).ok_or(FrameError::Value {
             field: "reason",
             value: byte.into(),
-            right: "0 to 10",
+            right: "0 to 12",
         })
     }
     fn key(&mut self) -> Result<RoomKey, FrameError> {
@@ -596,6 +596,12 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) {
             put_pieces(out, pieces);
             out.push((*last).into());
         }
+        Message::Delivered { key, timing } => {
+            out.push(17);
+            put_key(out, key);
+            put(out, timing.cached.into());
+            [timing.queued, timing.compute, timing.handoff].iter().for_each(|span| put(out, span.0));
+        }
     }
 }
 
@@ -671,6 +677,15 @@ pub fn decode(bytes: &[u8]) -> Result<Message, FrameError> {
             before: from.u32("pieces before")?,
             pieces: pieces(from)?,
             last: from.bool("whether it is the rest")?,
+        },
+        17 => Message::Delivered {
+            key: from.key()?,
+            timing: Timing {
+                cached: from.u32("cached tokens")?,
+                queued: Span(from.u64("time queued")?),
+                compute: Span(from.u64("time of compute")?),
+                handoff: Span(from.u64("time of handoff")?),
+            },
         },
         kind => return Err(FrameError::Kind(kind)),
     };

@@ -20,7 +20,7 @@ fn instance() -> impl Strategy<Value = InstanceId> {
 }
 
 fn reason() -> impl Strategy<Value = Reason> {
-    (0u8..=10).prop_map(|byte| Reason::from_wire(byte).unwrap())
+    (0u8..=12).prop_map(|byte| Reason::from_wire(byte).unwrap())
 }
 
 fn role() -> impl Strategy<Value = Role> {
@@ -154,6 +154,11 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
         (key(), any::<bool>(), any::<bool>())
             .prop_map(|(key, delivered, clean)| Message::Report { key, report: Report { delivered, clean } }),
         (key(), outcome).prop_map(|(key, outcome)| Message::Done { key, outcome }),
+        (key(), any::<u32>(), any::<[u64; 3]>()).prop_map(|(key, cached, [queued, compute, handoff])| {
+            let timing =
+                Timing { cached, queued: Span(queued), compute: Span(compute), handoff: Span(handoff) };
+            Message::Delivered { key, timing }
+        }),
         (instance(), link()).prop_map(|(peer, body)| Message::Link { peer, body }),
     ]
 }
