@@ -11,4 +11,5 @@ pub mod kit;
 pub mod net;
 pub mod nic;
 pub mod queue;
+pub mod watch;
 pub mod world;

@@ -173,6 +173,17 @@ pub struct World {
     held_frames: VecDeque<(NodeId, NodeId, u32)>,
     events: u64,
     dropped: u64,
+    /// What happened since it was last asked, if anybody asks.
+    noted: Option<Noted>,
+}
+
+/// What happened in a world that a watcher must look at.
+#[derive(Clone, Debug, Default)]
+pub struct Noted {
+    /// Nodes that were called, in order, each once at least.
+    pub called: Vec<NodeId>,
+    /// Faults that struck.
+    pub faults: Vec<Fault>,
 }
 
 impl World {
@@ -213,6 +224,7 @@ impl World {
             held_frames: VecDeque::new(),
             events: 0,
             dropped: 0,
+            noted: None,
         }
     }
 
@@ -292,6 +304,19 @@ impl World {
     /// Looks at every frame from now on.
     pub fn set_censor(&mut self, censor: Option<Censor>) {
         self.censor = censor;
+    }
+    /// Notes from now on what [`World::noted`] tells.
+    pub fn note(&mut self) {
+        self.noted = Some(Noted::default());
+    }
+    /// What happened since the last call: `last`, emptied, takes the place of what is handed out.
+    pub fn noted(&mut self, mut last: Noted) -> Noted {
+        last.called.clear();
+        last.faults.clear();
+        match &mut self.noted {
+            Some(noted) => std::mem::replace(noted, last),
+            None => last,
+        }
     }
     /// Lets the frames go that the censor held, in their order; they arrive a latency from now.
     pub fn let_go(&mut self) {
@@ -388,6 +413,9 @@ impl World {
 
     fn strike(&mut self, fault: Fault) {
         let now = self.now;
+        if let Some(noted) = &mut self.noted {
+            noted.faults.push(fault);
+        }
         match fault {
             Fault::QueuePairError { host, index } => {
                 let qps: Vec<QpId> = self.fabrics.host_ref(host).queue_pairs();
@@ -543,6 +571,11 @@ impl World {
 
     fn handle(&mut self, node: NodeId, input: Input<'_>, service: Span) {
         let now = self.now;
+        if let Some(noted) = &mut self.noted
+            && noted.called.last() != Some(&node)
+        {
+            noted.called.push(node);
+        }
         let place = &mut self.places[node.index()];
         let host = place.host;
         place.digest.word(now.0);

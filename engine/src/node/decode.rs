@@ -4,12 +4,14 @@ use super::compute::Compute;
 use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair};
 use super::{Counters, Cx, Held, Input, Node, Reason, Request, Step};
 use crate::fabric::Access;
-use crate::id::InstanceId;
+use crate::id::{InstanceId, RequestId};
 use crate::map::Map;
 use crate::policy::Admission;
 use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey};
 use crate::time::Time;
-use crate::transfer::{InitiatorRoom, InstanceMemory, News, PagePool, PageTable, Sink, TargetRoom};
+use crate::transfer::{
+    InitiatorRoom, InstanceMemory, News, PagePool, PageTable, RoomState, Sink, TargetRoom,
+};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
@@ -146,6 +148,24 @@ impl DecodeNode {
         Some((job.group, job.prompt_table(self.config.page_size)))
     }
 
+    /// Every room that waits for pages, then every other one that its transfer engine has.
+    pub fn rooms(&self, see: &mut dyn FnMut(RoomKey, RequestId, RoomState)) {
+        let Some(sink) = &self.sink else { return };
+        if matches!(sink, Sink::Push(_)) {
+            for key in &self.waiting {
+                if let Some(job) = self.jobs.get(key).filter(|job| job.phase == Phase::Waiting) {
+                    see(*key, job.request.id, RoomState::Bootstrapping);
+                }
+            }
+        }
+        sink.end().rooms(see);
+    }
+
+    /// How a room ended that its transfer engine has released.
+    pub fn room_ended(&self, key: &RoomKey) -> Option<RoomState> {
+        self.sink.as_ref().and_then(|sink| sink.end().ended(key))
+    }
+
     fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {
         let memory = self.config.memory(cx.fabric, Access::REMOTE_WRITE)?;
         let facts = self.config.facts(&memory);
@@ -204,8 +224,9 @@ impl DecodeNode {
             }
             Message::FactsOf { instance, facts: Some(facts) } => {
                 let own = sink.end().memory().facts();
+                let facts = self.peers.facts(&self.config, instance, *facts);
                 match pair(&self.config, &facts, &own) {
-                    Ok(pairing) => sink.meet(cx, instance, &Arc::new(*facts), pairing),
+                    Ok(pairing) => sink.meet(cx, instance, &Arc::new(facts), pairing),
                     Err(_) => {
                         // Asked again for the next room, which fails as fast.
                         self.peers.forget(instance);
@@ -235,7 +256,8 @@ impl DecodeNode {
         if self.leaving {
             return;
         }
-        match self.jobs.get(&key) {
+        let again = self.config.transfer.rules.assigns_once;
+        match self.jobs.get(&key).filter(|_| again) {
             // Again: the registry lost the room, and its page list with it.
             Some(job) if job.phase == Phase::Transfer => {
                 sink.tell_again(&key, Some(&job.prompt_table(self.config.page_size)));
@@ -248,7 +270,7 @@ impl DecodeNode {
             // Over, but its pages are not free yet: the registry lost the outcome.
             Some(_) | None => {}
         }
-        if self.jobs.contains(&key) || sink.knows_room(&key) {
+        if again && (self.jobs.contains(&key) || sink.knows_room(&key)) {
             let outcome =
                 self.ended.iter().rev().find(|(ended, _)| *ended == key).map(|(_, outcome)| *outcome);
             let outcome = outcome.unwrap_or(Outcome::Failed(Reason::Refused));

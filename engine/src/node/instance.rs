@@ -92,6 +92,9 @@ impl InstanceConfig {
             Direction::Push => 0,
             Direction::Pull => u64::from_le_bytes(*b"pull\0\0\0\0"),
         };
+        if let ([first, .., last], false) = (&mut facts.ranks[..], self.transfer.rules.ranks_once) {
+            last.clone_from(first);
+        }
         facts
     }
     /// Decode: pages to let a request in.
@@ -120,6 +123,9 @@ impl InstanceConfig {
 #[derive(Default)]
 pub(super) struct Peers {
     asked: Map<InstanceId, ()>,
+    /// Only where [`crate::transfer::Rules::facts_of_instance`] is off: facts by instance, and those of one that went.
+    known: Map<InstanceId, Facts>,
+    went: Option<Facts>,
 }
 
 impl Peers {
@@ -132,6 +138,18 @@ impl Peers {
     /// The peer is gone.
     pub(super) fn forget(&mut self, peer: InstanceId) {
         self.asked.remove(&peer);
+        if let Some(facts) = self.known.remove(&peer) {
+            self.went = Some(facts);
+        }
+    }
+    /// What is taken for the facts of a peer: these, unless the rules let it inherit another one's.
+    pub(super) fn facts(&mut self, config: &InstanceConfig, peer: InstanceId, facts: Facts) -> Facts {
+        if config.transfer.rules.facts_of_instance {
+            return facts;
+        }
+        let facts = self.went.take().unwrap_or(facts);
+        self.known.insert(peer, facts.clone());
+        facts
     }
     /// Forgets all.
     pub(super) fn clear(&mut self) {
@@ -143,6 +161,7 @@ impl Peers {
 pub(super) fn pair(config: &InstanceConfig, src: &Facts, dst: &Facts) -> Result<Arc<Pairing>, PairingError> {
     let t = &config.transfer;
     let pairing = Pairing::new(&config.model, config.dtype, src, dst, t.replica, t.rails, &t.reach)?;
+    let pairing = pairing.under(&t.rules, &config.model, src);
     Ok(Arc::new(match t.direction {
         Direction::Push => pairing,
         Direction::Pull => pairing.reversed(),

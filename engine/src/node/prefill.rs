@@ -5,12 +5,12 @@ use super::compute::{Chunk, Compute};
 use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair};
 use super::{BLOCK_TOKENS, Counters, Cx, Held, Input, Node, Reason, Request, Step};
 use crate::fabric::Access;
-use crate::id::InstanceId;
+use crate::id::{InstanceId, RequestId};
 use crate::map::Map;
 use crate::policy::Granularity;
 use crate::registry::{Client, ClientEvent, LinkBody, Message, Role, RoomKey, Timing};
 use crate::time::{Span, Time};
-use crate::transfer::{InitiatorRoom, InstanceMemory, News, PagePool, PageTable, Source};
+use crate::transfer::{InitiatorRoom, InstanceMemory, News, PagePool, PageTable, RoomState, Source};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -118,6 +118,18 @@ impl PrefillNode {
         self.jobs.get(key).map(|job| (job.group, &job.table))
     }
 
+    /// Every room that its transfer engine has.
+    pub fn rooms(&self, see: &mut dyn FnMut(RoomKey, RequestId, RoomState)) {
+        if let Some(source) = &self.source {
+            source.end().rooms(see);
+        }
+    }
+
+    /// How a room ended that its transfer engine has released.
+    pub fn room_ended(&self, key: &RoomKey) -> Option<RoomState> {
+        self.source.as_ref().and_then(|source| source.end().ended(key))
+    }
+
     fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {
         let memory = self.config.memory(cx.fabric, Access::REMOTE_READ)?;
         let facts = self.config.facts(&memory);
@@ -169,8 +181,9 @@ impl PrefillNode {
             }
             Message::FactsOf { instance, facts: Some(facts) } => {
                 let own = source.end().memory().facts();
+                let facts = self.peers.facts(&self.config, instance, *facts);
                 match pair(&self.config, &own, &facts) {
-                    Ok(pairing) => source.meet(cx, instance, Arc::new(*facts), pairing),
+                    Ok(pairing) => source.meet(cx, instance, Arc::new(facts), pairing),
                     Err(_) => {
                         // Asked again for the next room, which fails as fast.
                         self.peers.forget(instance);

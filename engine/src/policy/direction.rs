@@ -6,7 +6,7 @@
 //! it is the other way round.
 
 /// Who is the initiator of the requests that move KV.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// Prefill WRITEs into decode's pages as soon as KV is there. Nothing is said over the control channel between the end of prefill and
     /// the start of decode.

@@ -1,6 +1,7 @@
-//! Parameters of the transfer engine, and the switches of its protocol rules.
+//! Parameters of the transfer engine.
 
 use super::reach::Reach;
+use super::rules::Rules;
 use crate::fabric::{Limits, RnrTimer, Rts};
 use crate::policy::{Direction, Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window};
 use crate::time::Span;
@@ -95,72 +96,5 @@ impl TransferConfig {
     /// The timers, and the READ window that a device with these limits can have.
     pub(super) fn rts_within(&self, limits: &Limits) -> Rts {
         Rts { max_rd_atomic: self.rts.max_rd_atomic.min(limits.max_rd_atomic), ..self.rts }
-    }
-}
-
-/// The protocol rules, one switch each. Every one closes a way to lose or corrupt a cache; a test switches each off and
-/// shows the loss. Nothing else should ever.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules {
-    /// Completion is a set of parts; off: a count of immediates.
-    pub parts_are_a_set: bool,
-    /// A slot's reuse raises its generation, and an immediate of another generation is dropped.
-    pub slot_generation: bool,
-    /// Success needs every source rank's seal; off: the last part seen is taken for the last there is.
-    pub seals: bool,
-    /// The target fences before it frees pages that a posted request may still write.
-    pub fence_before_free: bool,
-    /// An immediate counts only from a queue pair of the room's sender.
-    pub sender_check: bool,
-    /// Pages are published only when receives stand posted for the room's immediates.
-    pub receive_credits: bool,
-    /// A report says clean only if every posted request completed with success.
-    pub honest_report: bool,
-    /// Ended rooms are remembered at both sides.
-    pub tombstones: bool,
-    /// A node whose lease ran out reports no Success.
-    pub lease: bool,
-    /// The initiator gives local pages back only when every request naming them has completed.
-    pub initiator_waits: bool,
-    /// The target polls its completions before it offers a reconnect.
-    pub poll_before_offer: bool,
-    /// The aux row travels in a part, before its immediate; off: on its own, after it.
-    pub aux_in_part: bool,
-    /// An offer lists the live rooms, and the initiator ends all others.
-    pub live_list: bool,
-    /// An offer lists the parts already seen, and the initiator does not post them again.
-    pub seen_list: bool,
-    /// Page lists carry the fence epoch, and older ones than the accepted offer are refused.
-    pub fence_epoch: bool,
-    /// A free by fence voids reconnects under way.
-    pub fence_voids_offers: bool,
-    /// The initiator posts only after the target said ready.
-    pub ready_gate: bool,
-    /// The side that sees an error tells the other.
-    pub ask: bool,
-}
-
-impl Default for Rules {
-    fn default() -> Self {
-        Self {
-            parts_are_a_set: true,
-            slot_generation: true,
-            seals: true,
-            fence_before_free: true,
-            sender_check: true,
-            receive_credits: true,
-            honest_report: true,
-            tombstones: true,
-            lease: true,
-            initiator_waits: true,
-            poll_before_offer: true,
-            aux_in_part: true,
-            live_list: true,
-            seen_list: true,
-            fence_epoch: true,
-            fence_voids_offers: true,
-            ready_gate: true,
-            ask: true,
-        }
     }
 }

@@ -3,9 +3,9 @@
 use super::memory::InstanceMemory;
 use super::news::News;
 use crate::fabric::{Completion, Error, Event, Fabric};
-use crate::id::InstanceId;
+use crate::id::{InstanceId, RequestId};
 use crate::node::{Cx, Reason};
-use crate::registry::LinkBody;
+use crate::registry::{LinkBody, RoomKey};
 use crate::time::Time;
 
 /// What an end holds.
@@ -34,6 +34,21 @@ pub struct EndStats {
     pub fences: u64,
     /// Rooms whose aux row was not there at Success.
     pub missing_aux: u64,
+}
+
+/// What a room is doing at one end. It only ever moves on, and the last two are final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RoomState {
+    /// Open; the pages of one of the two sides are missing.
+    Bootstrapping,
+    /// The pages of both sides are known, and nothing has moved.
+    WaitingForInput,
+    /// Some of its KV was posted, told of or seen.
+    Transferring,
+    /// All of it is there, or as the initiator of WRITEs says it: delivered.
+    Success,
+    /// It ended without.
+    Failed,
 }
 
 /// One end of the links of an instance: the [`super::Initiator`] of its requests, or their [`super::Target`].
@@ -68,6 +83,10 @@ pub trait End {
     fn held(&self) -> EndHeld;
     /// What happened that should not.
     fn stats(&self) -> EndStats;
+    /// Every room that is not released, in an order that depends on nothing but the past.
+    fn rooms(&self, see: &mut dyn FnMut(RoomKey, RequestId, RoomState));
+    /// How a room ended that is released, for as long as that is remembered.
+    fn ended(&self, key: &RoomKey) -> Option<RoomState>;
     /// Destroys queue pairs, shared receive queues, completion queues and memory.
     fn close(&mut self, fabric: &mut dyn Fabric) -> Result<(), Error>;
 }

@@ -74,6 +74,10 @@ impl Seal {
         (self.key.room.0 ^ word.rotate_left(17) ^ u64::from(self.parts) << 3)
             .wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
+    /// Whose seal these bytes are, if they are one.
+    pub(super) fn key_in(bytes: &[u8; SEAL_BYTES as usize]) -> RoomKey {
+        RoomKey { room: Room(u64_at(bytes, 0)), attempt: u64_at(bytes, 8) as u32 }
+    }
     /// The seal of `key` in these bytes, if there is one.
     pub fn from_bytes(bytes: &[u8; SEAL_BYTES as usize], key: RoomKey) -> Option<Self> {
         let word = u64_at(bytes, 8);

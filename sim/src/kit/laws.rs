@@ -1,11 +1,9 @@
 //! What holds in every run, whatever happened in it, and what holds in a run without faults.
 
 use super::{Ending, Kit};
-use engine::id::{NodeId, RequestId};
-use engine::node::{Node as _, Reason, Step};
-use engine::policy::Direction;
-use engine::transfer::{AUX_BYTES, SEAL_BYTES};
-use models::{Layout, Relation};
+use crate::watch::{Watcher, least_bytes};
+use engine::id::RequestId;
+use models::Layout;
 
 /// What a run moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,125 +59,26 @@ impl Kit {
     #[must_use]
     pub fn least_bytes(&self, tokens: u32) -> (u64, u64) {
         let (src, dst) = self.layouts();
-        let relation = Relation::new(&src, &dst).unwrap_or_else(|error| panic!("{error}"));
-        let seals: u64 = (0..relation.dst_ranks()).map(|rank| relation.seals(rank) as u64).sum();
-        let seals = if self.build.direction() == Direction::Pull { 0 } else { seals };
-        let beside = u64::from(relation.dst_ranks()) * AUX_BYTES + seals * SEAL_BYTES;
-        (relation.total_bytes(tokens) as u64, beside)
-    }
-
-    /// Whether a request had Success in time and its last token left decode, and the router knows only that decode's lease is over. The two
-    /// sides' outcomes are their own: a stopped decode that goes on ends the step under way before it hears that it is gone.
-    fn lost_after_success(&self, request: RequestId) -> bool {
-        let (mut success, mut finished, mut failed) = (false, 0, 0);
-        for stamped in self.steps(request) {
-            match stamped.record.step {
-                Step::Success => success = true,
-                Step::Finished if success => finished += 1,
-                Step::Failed(Reason::PeerGone) if success => failed += 1,
-                Step::Failed(_) | Step::Rejected(_) | Step::Finished => return false,
-                _ => {}
-            }
-        }
-        (finished, failed) == (1, 1)
+        least_bytes(&src, &dst, self.build.direction(), tokens)
+            .unwrap_or_else(|| panic!("{src:?} and {dst:?}"))
     }
 
     /// Every law that is broken. After [`Kit::run`].
     #[must_use]
     pub fn violations(&mut self) -> Vec<String> {
-        let mut wrong = self.broken.clone();
-        for (index, finals) in self.finals.iter().enumerate() {
-            if *finals != 1 && !self.lost_after_success(RequestId(index as u64)) {
-                let steps: Vec<_> =
-                    self.steps(RequestId(index as u64)).map(|s| (s.node.0, s.record.step)).collect();
-                wrong.push(format!("request {index} reached {finals} final states, must be 1: {steps:?}"));
-            }
-        }
-        if self.corrupt() > 0 {
-            wrong.push(format!("{} checks found wrong content on decode", self.corrupt()));
-        }
-        for request in 0..self.requests.len() as u64 {
-            let mut success = false;
-            for stamped in self.steps(RequestId(request)) {
-                match stamped.record.step {
-                    Step::Routed { .. } => success = false,
-                    Step::Success if success => wrong.push(format!("request {request} had Success twice")),
-                    Step::Success => success = true,
-                    Step::Finished if !success => {
-                        wrong.push(format!("request {request} finished without Success"));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        for node in 0..self.world.nodes() {
-            let id = NodeId(node as u32);
-            let (held, objects) = (self.held(id), self.world.fabrics().host_ref(node).objects());
-            for (what, count, right) in [
-                ("rooms", held.rooms, 0),
-                ("pages", held.pages, 0),
-                ("slots", held.slots, 0),
-                ("timers", held.timers, 0),
-                ("promised receives", held.receives, 0),
-                ("memory regions", objects.memory_regions as u64, held.pool_memory_regions),
-                ("queue pairs", objects.queue_pairs as u64, held.pool_queue_pairs),
-            ] {
-                if count != right {
-                    wrong.push(format!("node {node} holds {count} {what} at quiescence, must be {right}"));
-                }
-            }
-        }
-        wrong.extend(self.zones.check(&self.world));
-        wrong
+        self.watcher.at_rest(&self.world).iter().map(ToString::to_string).collect()
     }
 
     /// Every law of a fault-free run that is broken.
     #[must_use]
     pub fn fault_free_violations(&mut self) -> Vec<String> {
         let mut wrong = self.violations();
-        let counted = self.counted();
-        for (what, count) in [
-            ("RNR NAKs", counted.rnr_naks),
-            ("fences", counted.fences),
-            ("stale immediates", counted.stale),
-            ("repeated parts", counted.repeated),
-        ] {
-            if count != 0 {
-                wrong.push(format!("{count} {what}, must be none without faults"));
+        wrong.extend(self.watcher.fault_free(&self.world).iter().map(ToString::to_string));
+        // Nothing that a scenario asks for is too much.
+        for life in self.watcher.lives() {
+            if let Some(Ending::Rejected(why)) = life.ending() {
+                wrong.push(format!("request {} was rejected without faults: {why:?}", life.request().id.0));
             }
-        }
-        let (mut least, mut tries) = (0, 0);
-        for request in 0..self.requests.len() {
-            let id = RequestId(request as u64);
-            if self.ending(id) != Some(Ending::Finished) {
-                wrong.push(format!("request {request} ended as {:?} without faults", self.ending(id)));
-            }
-            // The n-th delivery is of the n-th try; a preempted request's tokens are part of its next prompt. Decode may send a request back
-            // before prefill has its last completion.
-            let (mut prompt, mut tries_of) = (self.requests[request].prompt, Vec::new());
-            let mut delivered = Vec::new();
-            for stamped in self.steps(id) {
-                match stamped.record.step {
-                    Step::Routed { .. } => tries_of.push(prompt),
-                    Step::Preempted { tokens } => prompt += tokens,
-                    Step::Delivered { bytes, .. } => delivered.push(bytes),
-                    _ => {}
-                }
-            }
-            for (prompt, bytes) in tries_of.into_iter().zip(delivered) {
-                let (kv, beside) = self.least_bytes(prompt);
-                if bytes != kv {
-                    wrong.push(format!("request {request} moved {bytes} bytes of KV, the layouts need {kv}"));
-                }
-                least += kv + beside;
-                tries += 1;
-            }
-        }
-        if counted.bytes != least {
-            wrong.push(format!(
-                "{} bytes moved for {tries} transfers, the layouts need {least}",
-                counted.bytes
-            ));
         }
         wrong
     }
@@ -189,16 +88,7 @@ impl Kit {
     pub fn shut_down(mut self) -> Vec<String> {
         self.world.shut_down();
         self.run_for(self.build.lease * 4);
-        let mut wrong = Vec::new();
-        for node in 0..self.world.nodes() {
-            let o = self.world.fabrics().host_ref(node).objects();
-            let left =
-                o.buffers + o.memory_regions + o.queue_pairs + o.completion_queues + o.shared_receive_queues;
-            if left > 0 || self.world.node(NodeId(node as u32)).held() != Default::default() {
-                wrong.push(format!("node {node} left {o:?} behind after shutdown"));
-            }
-        }
-        wrong
+        Watcher::after_leaving(&self.world).iter().map(ToString::to_string).collect()
     }
 
     /// Panics if the request did not finish.

@@ -18,31 +18,19 @@
 mod build;
 mod laws;
 mod tap;
-mod zones;
 
+pub use crate::watch::Ending;
 pub use build::{Build, FixedCompute, Side};
 pub use laws::Counted;
 pub use tap::{Said, TapId};
 
+use crate::watch::{Watched, Watcher};
 use crate::world::{AnyNode, Fault, Stamped, Verdict, World};
 use engine::id::{NodeId, PortId, RequestId};
-use engine::node::{Held, Node as _, Reason, Request, Step};
-use engine::policy::Direction;
+use engine::node::{Held, Node as _, Request, Step};
 use engine::registry::{REGISTRY, Registry, RoomKey};
 use engine::time::{Span, Time};
 use tap::Tap;
-use zones::Zones;
-
-/// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// Its last token left decode.
-    Finished,
-    /// It failed.
-    Failed(Reason),
-    /// It can never be served.
-    Rejected(Reason),
-}
 
 /// The router's node.
 pub const ROUTER: NodeId = NodeId(1);
@@ -60,13 +48,7 @@ pub struct Kit {
     prefill: Vec<NodeId>,
     decode: Vec<NodeId>,
     tap: Tap,
-    zones: Zones,
-    requests: Vec<Request>,
-    /// Finals by request.
-    finals: Vec<u32>,
-    open: usize,
-    records: Vec<Stamped>,
-    broken: Vec<String>,
+    watcher: Watcher,
     /// Lives of the registry.
     life: u32,
 }
@@ -89,7 +71,6 @@ impl Kit {
         world.set_censor(Some(tap.censor()));
         world.start();
         world.run_until(Time(WARM_UP.0));
-        let mut zones = Zones::default();
         for node in prefill.iter().chain(&decode) {
             let error = match world.node(*node) {
                 AnyNode::Prefill(node) => node.error(),
@@ -98,28 +79,14 @@ impl Kit {
             };
             assert!(error.is_none(), "node {} cannot start: {error:?}", node.0);
         }
-        for node in &decode {
-            zones.add(&mut world, *node);
-        }
-        if build.direction() == Direction::Pull && !build.prefill.config.prefix_cache {
-            for node in &prefill {
-                zones.add_shown(&world, *node);
-            }
-        }
-        Self {
-            build,
-            world,
-            prefill,
-            decode,
-            tap,
-            zones,
-            requests: Vec::new(),
-            finals: Vec::new(),
-            open: 0,
-            records: Vec::new(),
-            broken: Vec::new(),
-            life: 1,
-        }
+        let watched = Watched {
+            prefill: prefill.clone(),
+            decode: decode.clone(),
+            direction: build.direction(),
+            prefix_cache: build.prefill.config.prefix_cache,
+        };
+        let watcher = Watcher::new(&mut world, watched);
+        Self { build, world, prefill, decode, tap, watcher, life: 1 }
     }
 
     // ---- the story ----
@@ -131,11 +98,9 @@ impl Kit {
 
     /// A request with prefix blocks or a tenant arrives now; its id is given here.
     pub fn request_with(&mut self, request: Request) -> RequestId {
-        let id = RequestId(self.requests.len() as u64);
+        let id = RequestId(self.watcher.lives().len() as u64);
         let request = Request { id, ..request };
-        self.requests.push(request.clone());
-        self.finals.push(0);
-        self.open += 1;
+        self.watcher.arrives(&request);
         self.world.arrive(self.world.now(), ROUTER, request);
         self.look();
         id
@@ -178,7 +143,7 @@ impl Kit {
         let mut n = 0u32;
         loop {
             n += 1;
-            if self.open == 0 && n.is_multiple_of(16) && self.is_quiet() {
+            if self.watcher.open() == 0 && n.is_multiple_of(16) && self.is_quiet() {
                 self.run_for(Span::ms(300));
                 if self.is_quiet() {
                     return true;
@@ -266,7 +231,7 @@ impl Kit {
     }
     /// Steps of a request so far, with time and node.
     pub fn steps(&self, request: RequestId) -> impl Iterator<Item = &Stamped> {
-        self.records.iter().filter(move |stamped| stamped.record.request == request)
+        self.watcher.life(request).into_iter().flat_map(|life| life.steps())
     }
     /// Whether a request had such a step.
     #[must_use]
@@ -286,12 +251,12 @@ impl Kit {
     /// How a request ended.
     #[must_use]
     pub fn ending(&self, request: RequestId) -> Option<Ending> {
-        self.steps(request).find_map(|stamped| ending(&stamped.record.step))
+        self.watcher.life(request).and_then(|life| life.ending())
     }
     /// Checks that found wrong content.
     #[must_use]
     pub fn corrupt(&self) -> usize {
-        self.records.iter().filter(|stamped| stamped.record.step == Step::Corrupt).count()
+        self.watcher.corrupt()
     }
     /// The request's room, once the router made one.
     #[must_use]
@@ -303,10 +268,10 @@ impl Kit {
     pub fn held(&self, node: NodeId) -> Held {
         self.world.node(node).held()
     }
-    /// The requests.
+    /// What was seen of every request.
     #[must_use]
-    pub fn requests(&self) -> &[Request] {
-        &self.requests
+    pub fn watcher(&self) -> &Watcher {
+        &self.watcher
     }
     /// The world, for what the kit has no word for; what happens behind the kit's back is not watched.
     pub fn world_mut(&mut self) -> &mut World {
@@ -330,55 +295,11 @@ impl Kit {
 
     /// Takes in what the last event did.
     fn look(&mut self) {
-        for stamped in self.world.records() {
-            let index = stamped.record.request.0 as usize;
-            if ending(&stamped.record.step).is_some()
-                && let Some(finals) = self.finals.get_mut(index)
-            {
-                *finals += 1;
-                self.open -= usize::from(*finals == 1);
-            }
-            self.records.push(stamped);
-        }
-        let published = self.tap.published();
-        let pull = self.build.direction() == Direction::Pull;
-        if pull {
-            self.zones.after_pull(&mut self.world, &self.tap.rooms());
-        } else {
-            self.zones.after(&mut self.world, published);
-        }
-        for node in if pull { &self.decode } else { &self.prefill } {
-            let held = self.world.node(*node).held();
-            if held.pages == 0
-                && held.pool_memory_regions > 0
-                && self.world.fabrics().host_ref(node.index()).objects().sends > 0
-                && self.broken.is_empty()
-            {
-                self.broken.push(format!(
-                    "node {} gave all pages back while work requests that name them were outstanding, at {:?}",
-                    node.0,
-                    self.world.now()
-                ));
-            }
-        }
+        self.watcher.look(&mut self.world);
     }
 
     /// Whether no node holds anything for a request, and nothing moves.
     fn is_quiet(&self) -> bool {
-        let quiet = |held: Held| {
-            held.rooms == 0 && held.pages == 0 && held.slots == 0 && held.timers == 0 && held.receives == 0
-        };
-        (0..self.world.nodes()).all(|node| quiet(self.world.node(NodeId(node as u32)).held()))
-            && self.world.fabrics().quiescent()
-    }
-}
-
-/// Whether a step is the last one.
-fn ending(step: &Step) -> Option<Ending> {
-    match step {
-        Step::Finished => Some(Ending::Finished),
-        Step::Failed(reason) => Some(Ending::Failed(*reason)),
-        Step::Rejected(reason) => Some(Ending::Rejected(*reason)),
-        _ => None,
+        self.watcher.is_quiet(&self.world)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::world::{Censor, Verdict, World};
 use engine::id::{NodeId, RequestId};
-use engine::registry::{Frame, Message, PageList, REGISTRY, RoomKey, decode};
+use engine::registry::{Frame, Message, REGISTRY, RoomKey, decode};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -37,7 +37,6 @@ struct Ear {
     next: u32,
     picks: BTreeMap<TapId, (Verdict, Pick)>,
     rooms: BTreeMap<RequestId, RoomKey>,
-    published: Vec<(NodeId, PageList)>,
 }
 
 impl Ear {
@@ -84,12 +83,8 @@ impl Tap {
             let messages = messages(bytes);
             let mut ear = ear.borrow_mut();
             for message in &messages {
-                match message {
-                    Message::Create { key, request, .. } => {
-                        ear.rooms.insert(request.id, *key);
-                    }
-                    Message::Publish(list) if to == REGISTRY => ear.published.push((from, list.clone())),
-                    _ => {}
+                if let Message::Create { key, request, .. } = message {
+                    ear.rooms.insert(request.id, *key);
                 }
             }
             ear.verdict(from, to, &messages)
@@ -115,15 +110,5 @@ impl Tap {
     /// The room of a request that the router made last.
     pub(super) fn room(&self, request: RequestId) -> Option<RoomKey> {
         self.0.borrow().rooms.get(&request).copied()
-    }
-
-    /// The rooms made last for all requests.
-    pub(super) fn rooms(&self) -> Vec<RoomKey> {
-        self.0.borrow().rooms.values().copied().collect()
-    }
-
-    /// Page lists said since the last call, repetitions included.
-    pub(super) fn published(&self) -> Vec<(NodeId, PageList)> {
-        std::mem::take(&mut self.0.borrow_mut().published)
     }
 }

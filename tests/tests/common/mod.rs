@@ -207,7 +207,8 @@ impl Case {
     /// For people, when a case hangs.
     pub(crate) fn state(&self, t: &Kit) -> String {
         let nodes = (0..t.world().nodes()).map(|n| format!("\nnode {n}: {:?}", t.held(NodeId(n as u32))));
-        let open = (0..t.requests().len() as u64).filter(|r| t.ending(engine::id::RequestId(*r)).is_none());
+        let open =
+            (0..t.watcher().lives().len() as u64).filter(|r| t.ending(engine::id::RequestId(*r)).is_none());
         let open = open.map(|r| {
             let steps: Vec<_> = t.steps(engine::id::RequestId(r)).map(|s| (s.at, s.record.step)).collect();
             format!("\nrequest {r}: {steps:?}")

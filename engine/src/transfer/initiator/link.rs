@@ -84,6 +84,8 @@ pub(super) struct Link {
     pub yielding: bool,
     /// The target has asked for that.
     wanted: bool,
+    /// Only where [`super::super::Rules::links_recover`] is off: it failed once.
+    banned: bool,
 }
 
 impl Link {
@@ -105,6 +107,7 @@ impl Link {
             served: false,
             yielding: false,
             wanted: false,
+            banned: false,
         }
     }
     pub(super) fn is_up(&self) -> bool {
@@ -119,7 +122,7 @@ impl Link {
 impl Initiator {
     /// Asks the target for an offer.
     pub(super) fn ask(&mut self, peer: InstanceId) {
-        if let Some(link) = self.links.get_mut(&peer) {
+        if let Some(link) = self.links.get_mut(&peer).filter(|link| !link.banned) {
             link.asked = true;
             let body = LinkBody::Ask { broken: link.accepted };
             self.news.push_back(News::Tell(Message::Link { peer, body }));
@@ -138,7 +141,7 @@ impl Initiator {
     /// What the target says about the link.
     pub(super) fn heard(&mut self, cx: &mut Cx<'_>, peer: InstanceId, body: LinkBody) {
         let rules = self.config.rules;
-        let Some(link) = self.links.get_mut(&peer) else { return };
+        let Some(link) = self.links.get_mut(&peer).filter(|link| !link.banned) else { return };
         match body {
             LinkBody::Offer { offer, fence_epoch, rails, reads, endpoints, live } => {
                 if offer <= link.heard {
@@ -499,14 +502,22 @@ impl Initiator {
     pub(super) fn completed(&mut self, cx: &mut Cx<'_>, completion: &Completion) {
         let Some((peer, index)) = self.qps.get(&completion.qp).copied() else { return };
         let id = completion.id.0;
+        let rules = self.config.rules;
         match completion.result {
+            Err(_) if !rules.failures_count => return,
+            Err(_) if !rules.status_first => {
+                while let Some(slice) = self.pop_slice(peer, index, |slice| slice.last <= id) {
+                    self.finished(cx, slice, true);
+                }
+            }
             Ok(_) => {
                 while let Some(slice) = self.pop_slice(peer, index, |slice| slice.last <= id) {
                     self.finished(cx, slice, true);
                 }
             }
             Err(failed) => {
-                let Some(link) = self.links.get(&peer) else { return };
+                let Some(link) = self.links.get_mut(&peer) else { return };
+                link.banned |= !rules.links_recover && failed.status != Status::WrFlush;
                 // The first one that is neither success nor flush names the culprit, also when the target's offer came before it.
                 if failed.status != Status::WrFlush {
                     let culprit = link.wires[index].slices.front().map(|slice| slice.room);

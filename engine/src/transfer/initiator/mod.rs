@@ -16,7 +16,7 @@ mod pull;
 mod room;
 
 use super::config::TransferConfig;
-use super::end::{End, EndHeld, EndStats};
+use super::end::{End, EndHeld, EndStats, RoomState};
 use super::memory::InstanceMemory;
 use super::news::News;
 use super::pairing::Pairing;
@@ -308,5 +308,16 @@ impl End for Initiator {
 
     fn stats(&self) -> EndStats {
         self.stats
+    }
+
+    fn rooms(&self, see: &mut dyn FnMut(RoomKey, RequestId, RoomState)) {
+        for room in self.rooms.iter().flatten() {
+            see(room.spec.key, room.spec.request, room.state(self.config.direction));
+        }
+    }
+
+    fn ended(&self, key: &RoomKey) -> Option<RoomState> {
+        let report = self.tombstones.get(key)?;
+        Some(if report.delivered { RoomState::Success } else { RoomState::Failed })
     }
 }

@@ -42,8 +42,12 @@ impl Initiator {
         };
         let index = job.room;
         let part = &mut room.parts[p as usize];
-        let free =
-            u64::from(self.config.send_depth) - link.wires.get(part.wire as usize).map_or(0, |w| w.used);
+        let free = match self.config.rules.send_queue_bound {
+            true => {
+                u64::from(self.config.send_depth) - link.wires.get(part.wire as usize).map_or(0, |w| w.used)
+            }
+            false => u64::MAX,
+        };
         let may = link.is_up() && !(link.yielding && part.cursor == 0);
         let (Some(remote), true, true) = (&room.remote, may, free >= part.extras().max(1)) else {
             order.remove(id);
@@ -59,7 +63,7 @@ impl Initiator {
         let feed = &link.pairing.feeds[usize::from(part.feed)];
         let memory = &self.memory.ranks[ends.src.index()];
         let theirs = &link.facts.ranks[ends.dst.index()];
-        let remote_port = ends.dst_port.index();
+        let remote_port = if self.config.rules.key_of_port { ends.dst_port.index() } else { 0 };
         let rkey = |keys: &[u32]| RKey(keys.get(remote_port).copied().unwrap_or(0));
         // The writes behind the KV are one piece: in a window smaller than that they go out together all the same.
         let budget = requests.max(part.extras()).min(free);
@@ -156,7 +160,8 @@ impl Initiator {
             }
             if part.aux {
                 let request = room.spec.request;
-                let token = AuxRow::first_token(request);
+                // One that is not to write it does not know the token.
+                let token = if feed.aux { AuxRow::first_token(request) } else { 0 };
                 let row = AuxRow { key: room.spec.key, request, token, cached: room.cached }.to_bytes();
                 let _ = cx.fabric.write(memory.aux.buf, 0, &row);
                 let (id, op, local) = (WrId(0), Op::Write, &aux_sge[..]);

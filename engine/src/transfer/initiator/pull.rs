@@ -76,7 +76,8 @@ impl Initiator {
         let Some(room) = self.rooms.get(index as usize).and_then(Option::as_ref) else { return false };
         let (key, request) = (room.spec.key, room.spec.request);
         let slot = room.landing.unwrap_or_default();
-        let here = self.memory.has_arrived(cx.fabric, room.spec.group, slot, key, request);
+        let (group, named) = (room.spec.group, self.config.rules.seals_name_rooms);
+        let here = self.memory.has_arrived(cx.fabric, group, slot, (key, request), named);
         if !here {
             // All parts completed, so this cannot be while the rules hold: decode must not start on it.
             self.stats.missing_aux += 1;

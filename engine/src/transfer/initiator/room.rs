@@ -1,5 +1,6 @@
 //! The life of a room at the initiator: opened, given pages and a page list, cut into parts, ended.
 
+use super::super::end::RoomState;
 use super::super::news::News;
 use super::super::pages::PageTable;
 use super::super::plan::{PlanLimits, plan};
@@ -145,6 +146,20 @@ impl Room {
             ending: false,
             work_requests: 0,
             bytes: 0,
+        }
+    }
+}
+
+impl Room {
+    /// What it is doing.
+    pub(super) fn state(&self, direction: Direction) -> RoomState {
+        let listed = self.remote.as_ref().is_some_and(|remote| remote.table.len() >= remote.total);
+        let pages = direction == Direction::Push || self.landing.is_some();
+        match () {
+            () if self.ending => RoomState::Failed,
+            () if self.started => RoomState::Transferring,
+            () if listed && pages => RoomState::WaitingForInput,
+            () => RoomState::Bootstrapping,
         }
     }
 }
@@ -318,6 +333,7 @@ impl Initiator {
             }
         }
         room.cuts += 1;
+        let all_write_aux = !pull && !self.config.rules.one_aux_writer;
         let limits = PlanLimits { max_sge: self.config.max_sge, max_message: self.config.max_message };
         let last = room.all_produced;
         let dst_groups = link.facts.dp;
@@ -358,7 +374,7 @@ impl Initiator {
             for (j, rail) in (0u64..).zip(rails) {
                 let window = total * j / n..total * (j + 1) / n;
                 let ends = last && j + 1 == n;
-                let (seals, aux) = (ends && !pull, ends && feed.aux);
+                let (seals, aux) = (ends && !pull, ends && (feed.aux || all_write_aux));
                 if window.is_empty() && !seals && !aux {
                     continue;
                 }
@@ -381,7 +397,9 @@ impl Initiator {
                 room.undone += 1;
             }
         }
-        room.pieces.clear();
+        if self.config.rules.chunks_once {
+            room.pieces.clear();
+        }
         room.sealed = last;
         fresh.end = room.parts.len() as u32;
         if last {
@@ -489,16 +507,19 @@ impl Initiator {
     /// Posts nothing more for a room, and ends it as Failed once what is posted has completed.
     pub(super) fn fail(&mut self, cx: &mut Cx<'_>, key: RoomKey, reason: Reason, tell: bool) {
         let Some(index) = self.by_key.get(&key).copied() else { return };
-        let waits = self.config.rules.initiator_waits;
+        let (waits, crossed) = (self.config.rules.initiator_waits, self.config.rules.crossed_aborts_wait);
         let Some(room) = self.room_mut(index) else { return };
         if room.ending {
+            if !crossed {
+                self.news.push_back(News::Released(key));
+            }
             return;
         }
         room.ending = true;
         room.pieces.clear();
         let (drained, started) = (room.outstanding == 0, room.started);
         self.news.push_back(News::Failed(key, reason));
-        if tell {
+        if tell && self.config.rules.failures_told {
             self.news.push_back(News::Tell(Message::Abort { key, reason }));
         }
         self.timers.cancel(key);
@@ -524,7 +545,9 @@ impl Initiator {
         }
         let clean = !room.dirty || !rules.honest_report;
         let report = Report { delivered, clean };
-        self.news.push_back(News::Tell(Message::Report { key, report }));
+        if delivered || rules.failures_told {
+            self.news.push_back(News::Tell(Message::Report { key, report }));
+        }
         // In pull what has arrived is decode's, for as long as it generates.
         let pull = self.config.direction == Direction::Pull;
         if !(pull && delivered) && (delivered || rules.initiator_waits || !room.started) {

@@ -14,14 +14,14 @@ mod push;
 mod room;
 
 use super::config::TransferConfig;
-use super::end::{End, EndHeld, EndStats};
+use super::end::{End, EndHeld, EndStats, RoomState};
 use super::memory::InstanceMemory;
 use super::news::News;
 use super::pairing::Pairing;
 use super::tombstones::Tombstones;
 use super::wire::Immediate;
 use crate::fabric::{Completion, Error, Event, Fabric, Recv, SrqSpec};
-use crate::id::{CqId, InstanceId, QpId, SrqId, WrId};
+use crate::id::{CqId, InstanceId, QpId, RequestId, SrqId, WrId};
 use crate::map::Map;
 use crate::node::{Cx, Reason};
 use crate::policy::Direction;
@@ -63,7 +63,7 @@ pub struct Target {
     /// By slot: its generation and the room that owns it.
     slots: Vec<(u8, Option<u32>)>,
     free_slots: VecDeque<u16>,
-    tombstones: Tombstones<()>,
+    tombstones: Tombstones<RoomState>,
     timers: Timers<RoomKey>,
     news: VecDeque<News>,
     lease_until: Time,
@@ -194,6 +194,14 @@ impl End for Target {
     }
     fn stats(&self) -> EndStats {
         self.stats
+    }
+    fn rooms(&self, see: &mut dyn FnMut(RoomKey, RequestId, RoomState)) {
+        for room in self.rooms.iter().flatten() {
+            see(room.spec.key, room.spec.request, room.told_state(self.config.direction));
+        }
+    }
+    fn ended(&self, key: &RoomKey) -> Option<RoomState> {
+        self.tombstones.get(key).copied()
     }
 
     fn held(&self) -> EndHeld {

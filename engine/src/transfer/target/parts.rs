@@ -27,6 +27,10 @@ impl PartSet {
         self.len += u16::from(new);
         new
     }
+    /// Whether it has no members.
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
     /// Its members, ascending.
     pub(super) fn iter(&self) -> impl Iterator<Item = u16> + '_ {
         let words = std::iter::once(self.low).chain(self.high.iter().copied());

@@ -28,6 +28,13 @@ pub(super) struct Shown {
     all_told: bool,
 }
 
+impl Shown {
+    /// Whether the initiator was told of any KV.
+    pub(super) fn is_told(&self) -> bool {
+        self.told > 0 || self.all_told
+    }
+}
+
 impl Target {
     /// Opens a room whose pages will be read. False if it is open already, and what the initiator must know is told again; or has ended
     /// here, which is told again as well.

@@ -88,11 +88,13 @@ impl Target {
         let key = spec.key;
         let Some(link) = self.links.get(&spec.peer) else { return false };
         let pairing = &link.pairing;
-        let ranks: Vec<Vec<Source>> = pairing
-            .feeds_of
-            .iter()
-            .map(|feeds| pairing.feeds[feeds.clone()].iter().map(|feed| Source::new(feed.src)).collect())
-            .collect();
+        let all = 0..pairing.feeds.len();
+        let named = |feeds: &std::ops::Range<usize>| match self.config.rules.sources_of_relation {
+            true => feeds.clone(),
+            false => all.clone(),
+        };
+        let sources = |feeds| pairing.feeds[named(feeds)].iter().map(|feed| Source::new(feed.src)).collect();
+        let ranks: Vec<Vec<Source>> = pairing.feeds_of.iter().map(sources).collect();
         let generation = self.slots[usize::from(slot)].0;
         let room = Room {
             undone: ranks.iter().map(|sources| sources.len() as u32).sum(),
@@ -173,7 +175,8 @@ impl Target {
             let at = u64::from(room.slot) * SLOT_BYTES + AUX_BYTES + u64::from(src.0) * SEAL_BYTES;
             let mut bytes = [0; SEAL_BYTES as usize];
             if cx.fabric.read(memory.aux.buf, at, &mut bytes).is_ok() {
-                source.seal = Seal::from_bytes(&bytes, room.spec.key).map(|seal| seal.parts);
+                let key = if rules.seals_name_rooms { room.spec.key } else { Seal::key_in(&bytes) };
+                source.seal = Seal::from_bytes(&bytes, key).map(|seal| seal.parts);
             }
         }
         let complete = match source.seal {
@@ -185,7 +188,8 @@ impl Target {
         if complete {
             source.done = true;
             room.undone -= 1;
-            if room.undone == 0 {
+            let first = !rules.all_ranks && room.ranks[dst.index()].iter().all(|source| source.done);
+            if room.undone == 0 || first {
                 self.decide(cx, index);
             }
         }
@@ -201,7 +205,8 @@ impl Target {
             return;
         }
         let (group, slot, request) = (room.spec.group, room.slot, room.spec.request);
-        let whole = self.memory.has_arrived(cx.fabric, group, slot, key, request);
+        let named = self.config.rules.seals_name_rooms;
+        let whole = self.memory.has_arrived(cx.fabric, group, slot, (key, request), named);
         if !whole {
             // Every sealed part has been seen, so this cannot be while the rules hold: decode must not start on it.
             self.stats.missing_aux += 1;

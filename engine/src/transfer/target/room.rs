@@ -1,5 +1,6 @@
 //! The life of a room at the target: added, listed, decided, released.
 
+use super::super::end::RoomState;
 use super::super::news::News;
 use super::super::pages::PageTable;
 use super::Target;
@@ -75,6 +76,24 @@ impl Room {
             fenced: false,
             promised: Vec::new(),
             shown: Shown::default(),
+        }
+    }
+}
+
+impl Room {
+    /// What it is doing, in the words of both ends.
+    pub(super) fn told_state(&self, direction: Direction) -> RoomState {
+        let moved = match direction {
+            Direction::Push => self.ranks.iter().flatten().any(|source| !source.seen.is_empty()),
+            Direction::Pull => self.shown.is_told(),
+        };
+        match self.state {
+            State::Success => RoomState::Success,
+            State::Failed => RoomState::Failed,
+            State::Live if moved => RoomState::Transferring,
+            // Push: it is opened and its page list said at once.
+            State::Live if direction == Direction::Push || self.shown.listed => RoomState::WaitingForInput,
+            State::Live => RoomState::Bootstrapping,
         }
     }
 }
@@ -181,7 +200,7 @@ impl Target {
         if self.by_key.contains(&key) {
             self.fail(cx, key, reason, tell);
         } else {
-            self.tombstones.add(cx.now, key, ());
+            self.tombstones.add(cx.now, key, RoomState::Failed);
         }
     }
 
@@ -208,7 +227,7 @@ impl Target {
         room.finished = true;
         self.timers.cancel(key);
         self.news.push_back(News::Failed(key, reason));
-        if tell {
+        if tell && self.config.rules.failures_told {
             self.news.push_back(News::Tell(Message::Abort { key, reason }));
         }
         self.try_release(cx, index);
@@ -253,11 +272,14 @@ impl Target {
         self.timers.cancel(key);
         self.by_key.remove(&key);
         self.free_rooms.push(index);
-        self.tombstones.add(cx.now, key, ());
+        let ended = if room.state == State::Success { RoomState::Success } else { RoomState::Failed };
+        self.tombstones.add(cx.now, key, ended);
         if self.config.direction == Direction::Pull && room.report.is_none() {
             self.over(key);
         }
-        self.news.push_back(News::Released(key));
+        if room.state != State::Failed || self.config.rules.failed_rooms_released {
+            self.news.push_back(News::Released(key));
+        }
         self.feed(cx);
     }
 
