@@ -7,6 +7,7 @@
 mod cluster;
 pub(crate) mod collect;
 pub(crate) mod nodes;
+mod routing;
 
 use std::io::BufRead;
 use std::path::PathBuf;

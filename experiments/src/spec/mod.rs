@@ -10,6 +10,7 @@ mod engine;
 mod error;
 pub(crate) mod field;
 mod locate;
+mod routing;
 mod set;
 mod validate;
 mod verbs;
@@ -28,12 +29,15 @@ use crate::compute;
 pub use checks::{Bound, FaultSpec, LinkDown, QueuePairError, SloSpec};
 pub use cluster::{Capacity, ClusterSpec, MAX_PAGES, MemorySpec, SideSpec, TopologySpec};
 pub use engine::{
-    Admission, BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, Order, PolicySpec, PortReach,
-    Rails, Replica, Routing, TransferSpec, WindowSpec,
+    BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, Order, PolicySpec, PortReach, Rails,
+    Replica, TransferSpec, WindowSpec,
 };
 pub use error::{Place, SpecError};
 pub(crate) use error::{nearest, rephrase};
 pub use locate::Segment;
+pub use routing::{
+    Admission, LimitsSpec, NetworkAwareSpec, Pages, PrefixAwareSpec, RetrySpec, Routing, TenantSpec,
+};
 pub use set::{Override, SetError};
 pub use verbs::{Network, ReachSpec, VerbsMemory, VerbsSideSpec, VerbsSpec};
 pub use workload::WorkloadSpec;

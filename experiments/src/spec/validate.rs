@@ -73,6 +73,9 @@ impl Spec {
         Profile::load(&self.compute.profile).or_else(|error| wrong("compute.profile", error))?;
         self.lengths()?;
         self.faults()?;
+        if let Some((key, problem)) = super::routing::problem(self) {
+            return wrong(&format!("policy.{key}"), problem);
+        }
         if let Some((key, problem)) = self.verbs.problem() {
             return wrong(&format!("verbs.{key}"), problem);
         }
@@ -256,6 +259,15 @@ impl Spec {
 
     fn lengths(&self) -> Result<(), Problem> {
         let Some(synthetic) = &self.workload.synthetic else { return Ok(()) };
+        if self.workload.tenants.is_some() && synthetic.tenants > 1 && self.workload.path.is_none() {
+            return wrong(
+                "workload.tenants",
+                format!(
+                    "workload.synthetic.tenants {} says who sends the requests too; keep one of them",
+                    synthetic.tenants
+                ),
+            );
+        }
         for (name, length) in [("prompt", &synthetic.prompt), ("output", &synthetic.output)] {
             if let Length::Uniform { min, max } | Length::Lognormal { min, max, .. } = length
                 && min > max

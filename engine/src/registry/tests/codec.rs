@@ -264,7 +264,7 @@ fn errors_name_the_field_and_the_value() {
     let text = |result: Result<Message, FrameError>| result.unwrap_err().to_string();
     assert_eq!(text(decode(&[99])), "message kind 99 is not known");
     assert_eq!(text(decode(&[])), "kind of message: needs 1 bytes, 0 are left");
-    assert_eq!(text(decode(&[12, 1, 0, 0, 0, 0, 0, 0, 0, 1, 77])), "reason: 77 is not valid, 0 to 10");
+    assert_eq!(text(decode(&[12, 1, 0, 0, 0, 0, 0, 0, 0, 1, 77])), "reason: 77 is not valid, 0 to 12");
     let mut huge = vec![9, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0];
     huge.extend([0xff, 0xff, 0xff, 0x7f]);
     assert_eq!(text(decode(&huge)), "blocks: 268435455, at most 65536 allowed");
