@@ -8,6 +8,7 @@ mod cluster;
 pub(crate) mod collect;
 pub(crate) mod nodes;
 mod routing;
+mod watched;
 
 use std::io::BufRead;
 use std::path::PathBuf;
@@ -17,6 +18,8 @@ use engine::node::{Held, Node as _};
 use engine::registry::Role;
 use engine::time::{Span, Time};
 use sim::world::{AnyNode, World};
+use watched::Look;
+pub use watched::{Findings, Lookout};
 
 use crate::compute::Profile;
 use crate::report::{Counters, RunResult};
@@ -76,17 +79,45 @@ pub(crate) const SETTLE: Span = Span::s(30);
 const STRIDE: u64 = 4096;
 
 /// Runs one seed of an experiment.
+pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunResult, RunError> {
+    let lookout = spec.invariants.then(Lookout::default);
+    let (mut result, findings) = run(spec, seed, progress, lookout)?;
+    if let Some(findings) = findings {
+        // What the watcher says is what the records say, and more.
+        result.violations = findings.broken.iter().map(ToString::to_string).collect();
+    }
+    Ok(result)
+}
+
+/// The same with every law looked at after every event, and what the run has been through.
+pub fn simulate_watched(
+    spec: &Spec,
+    seed: u64,
+    progress: &dyn Progress,
+    lookout: Lookout,
+) -> Result<(RunResult, Findings), RunError> {
+    let (result, findings) = run(spec, seed, progress, Some(lookout))?;
+    Ok((result, findings.unwrap_or_default()))
+}
+
 #[expect(
     clippy::disallowed_types,
     reason = "the time that the run itself takes is reported, and nothing depends on it"
 )]
-pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunResult, RunError> {
+fn run(
+    spec: &Spec,
+    seed: u64,
+    progress: &dyn Progress,
+    lookout: Option<Lookout>,
+) -> Result<(RunResult, Option<Findings>), RunError> {
     let started = std::time::Instant::now();
     let mut requests = workload::open(&spec.workload, seed)?;
     let cluster::Cluster { mut world, router, instances } = cluster::build(spec, seed)?;
     world.start();
-    let zero = warm_up(&mut world, instances.0.len() + instances.1.len())?;
+    let look = LOOK.min(Span(spec.transfer.lease.0));
+    let zero = warm_up(&mut world, instances.0.len() + instances.1.len(), look)?;
     cluster::schedule_faults(spec, &mut world, zero);
+    let mut look = lookout.map(|lookout| Look::new(spec, &mut world, &instances, zero, lookout));
     let mut run = Collector::new(instances, zero);
 
     let mut next = take(&mut *requests, zero)?;
@@ -99,12 +130,16 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
     let patience = Span(spec.transfer.drain_timeout.0) + SETTLE + longest_step(spec)?;
     loop {
         match &next {
-            Some((at, _)) if world.next_time().is_some_and(|event| event < *at) => {
-                world.run_before(*at, STRIDE);
-            }
+            Some((at, _)) if world.next_time().is_some_and(|event| event < *at) => match &mut look {
+                None => world.run_before(*at, STRIDE),
+                Some(look) => last_end = look.run_before(&mut world, *at, &mut run).unwrap_or(last_end),
+            },
             Some(_) => {
                 if let Some((at, request)) = next.take() {
                     run.arrived(at, &request);
+                    if let Some(look) = &mut look {
+                        look.arrives(&request);
+                    }
                     world.arrive(at, router, request);
                     next = take(&mut *requests, zero)?;
                 }
@@ -115,7 +150,12 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
                 }
             }
         }
-        if world.has_records()
+        if let Some(look) = &mut look {
+            last_end = look.after(&mut world, &mut run).unwrap_or(last_end);
+            if look.is_over(&world, next.is_none()) {
+                break;
+            }
+        } else if world.has_records()
             && let Some(end) = run.take(world.records())
         {
             last_end = end;
@@ -150,6 +190,7 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
         events: world.events(),
     };
     let sim_ps = last_end.since(zero).0;
+    let mut findings = look.map(|look| look.settle(&mut world, &mut run));
 
     world.shut_down();
     let until = world.now() + Span(spec.transfer.lease.0) * 4;
@@ -159,7 +200,10 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
     let (regions, queue_pairs, buffers) = objects(&world);
     violations.extend(nodes::left(regions, queue_pairs, buffers));
     run.finish(&mut violations);
-    Ok(RunResult {
+    if let Some(findings) = &mut findings {
+        findings.has_left(&world);
+    }
+    let result = RunResult {
         seed,
         digest,
         requests: run.into_requests(),
@@ -168,7 +212,8 @@ pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunRe
         sim_ps,
         wall_seconds: started.elapsed().as_secs_f64(),
         violations,
-    })
+    };
+    Ok((result, findings))
 }
 
 /// What is wrong with a trace that holds no request.
@@ -187,7 +232,7 @@ pub(crate) fn longest_step(spec: &Spec) -> Result<Span, RunError> {
 }
 
 /// Runs until every instance has joined, and returns that time.
-fn warm_up(world: &mut World, instances: usize) -> Result<Time, RunError> {
+fn warm_up(world: &mut World, instances: usize, look: Span) -> Result<Time, RunError> {
     let joined = |world: &World| match world.node(NodeId(0)) {
         AnyNode::Registry(registry) => {
             registry.instances().filter(|(_, role, _)| *role != Role::Router).count() >= instances
@@ -196,7 +241,7 @@ fn warm_up(world: &mut World, instances: usize) -> Result<Time, RunError> {
     };
     let mut seen = false;
     loop {
-        world.run_until(world.now() + LOOK);
+        world.run_until(world.now() + look);
         for node in 0..world.nodes() {
             if let Some(why) = nodes::start_error(world.node(NodeId(node as u32))) {
                 return Err(RunError::Input(why));

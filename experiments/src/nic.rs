@@ -3,6 +3,7 @@
 use crate::spec::{is_path, yaml};
 use sim::nic::NicProfile;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 /// Profiles of this repository.
 const BUILT_IN: &[(&str, &str)] = &[
@@ -11,6 +12,9 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("ideal", include_str!("../nic/ideal.yaml")),
     ("soft-roce", include_str!("../nic/soft-roce.yaml")),
 ];
+
+/// Built-in profiles that were asked for: many short runs ask again and again.
+static LOADED: [OnceLock<NicProfile>; BUILT_IN.len()] = [const { OnceLock::new() }; BUILT_IN.len()];
 
 /// Why there is no such profile.
 #[derive(Debug, thiserror::Error)]
@@ -45,9 +49,12 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 
 /// The profile of that name, or in the file at that path.
 pub fn load(name: &str) -> Result<NicProfile, NicError> {
-    let built_in = BUILT_IN.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+    let built_in = BUILT_IN.iter().position(|(known, _)| known.eq_ignore_ascii_case(name));
+    if let Some(loaded) = built_in.and_then(|at| LOADED[at].get()) {
+        return Ok(loaded.clone());
+    }
     let text = match built_in {
-        Some((_, text)) => (*text).to_owned(),
+        Some(at) => BUILT_IN[at].1.to_owned(),
         None if is_path(name) => {
             let path = PathBuf::from(name);
             std::fs::read_to_string(&path).map_err(|source| NicError::Read { path, source })?
@@ -61,7 +68,10 @@ pub fn load(name: &str) -> Result<NicProfile, NicError> {
     };
     let profile: NicProfile = yaml::parse_as(&text).map_err(|error| fail(error.line, error.message))?;
     profile.check().map_err(|error| fail(None, error.to_string()))?;
-    Ok(profile)
+    Ok(match built_in {
+        Some(at) => LOADED[at].get_or_init(|| profile).clone(),
+        None => profile,
+    })
 }
 
 #[cfg(test)]

@@ -20,14 +20,19 @@ macro_rules! rules {
             /// Names of all switches, in the order of the fields.
             pub const NAMES: &'static [&'static str] = &[$(stringify!($name),)+];
 
+            /// Switches the rule of that name off. False if there is no such rule.
+            pub fn switch_off(&mut self, name: &str) -> bool {
+                match name {
+                    $(stringify!($name) => self.$name = false,)+
+                    _ => return false,
+                }
+                true
+            }
+
             /// All rules but this one: the mistake of that name. None if there is no such rule.
             pub fn by_name(name: &str) -> Option<Self> {
                 let mut rules = Self::default();
-                match name {
-                    $(stringify!($name) => rules.$name = false,)+
-                    _ => return None,
-                }
-                Some(rules)
+                rules.switch_off(name).then_some(rules)
             }
 
             /// What a rule says, and what happens where it is off. None if there is no such rule.

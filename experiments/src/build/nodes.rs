@@ -232,9 +232,18 @@ fn transfer(spec: &Spec) -> TransferConfig {
         room_deadline: span(t.room_timeout),
         drain_deadline: span(t.drain_timeout),
         verify: spec.verify,
-        rules: Rules::default(),
+        rules: rules(&t.without),
         ..TransferConfig::default()
     }
+}
+
+/// All rules but these; names were checked with the experiment.
+fn rules(without: &[String]) -> Rules {
+    let mut rules = Rules::default();
+    for name in without {
+        rules.switch_off(name);
+    }
+    rules
 }
 
 /// Why a node could not start.

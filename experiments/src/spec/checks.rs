@@ -32,6 +32,15 @@ pub struct FaultSpec {
     pub link_down: Option<LinkDown>,
 }
 
+impl FaultSpec {
+    /// When it is over, from the start of the run.
+    #[must_use]
+    pub fn end(&self) -> Picos {
+        let lasts = self.link_down.map_or(0, |down| down.duration.0);
+        Picos(self.at.0.saturating_add(lasts))
+    }
+}
+
 /// A queue pair of a prefill instance goes to ERR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -108,6 +108,10 @@ pub struct TransferSpec {
     pub retransmit: Picos,
     /// A lease that was not renewed for this time has expired.
     pub lease: Picos,
+    /// Rules of the protocol that are switched off, by name, to see what each is for: `kvrail explore --mistakes` lists them. A run
+    /// without one of them can lose, corrupt or leak caches.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<String>,
 }
 
 impl Default for TransferSpec {
@@ -134,6 +138,7 @@ impl Default for TransferSpec {
             ack_delay: Picos(200_000 * 1_000_000),
             retransmit: Picos(S),
             lease: Picos(10 * S),
+            without: Vec::new(),
         }
     }
 }

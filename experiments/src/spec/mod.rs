@@ -40,7 +40,7 @@ pub use routing::{
 };
 pub use set::{Override, SetError};
 pub use verbs::{Network, ReachSpec, VerbsMemory, VerbsSideSpec, VerbsSpec};
-pub use workload::WorkloadSpec;
+pub use workload::{RequestSpec, WorkloadSpec};
 
 /// An experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,6 +83,8 @@ pub struct Spec {
     pub verbs: VerbsSpec,
     /// Compare the KV that arrived with what was sent, request by request.
     pub verify: bool,
+    /// Simulated runs: look at every node after every event, and exit with status 1 naming each law that is broken. Slower.
+    pub invariants: bool,
 }
 
 impl Default for Spec {
@@ -105,6 +107,7 @@ impl Default for Spec {
             expect: BTreeMap::new(),
             verbs: VerbsSpec::default(),
             verify: true,
+            invariants: false,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ::engine::transfer::Rules;
 use models::{ByteSize, Layout, Model, Picos, Relation, config, presets};
 
 use super::engine::AUTO;
@@ -11,6 +12,7 @@ use super::{
     Direction, Granularity, MemorySpec, PortReach, Rails, SideSpec, Spec, TopologySpec, is_path, nearest,
 };
 use crate::compute::{self, Profile};
+use crate::workload::{BLOCK_TOKENS, MAX_ARRIVAL_PS};
 use crate::{nic, report};
 
 /// The most real memory that a simulated cluster may have.
@@ -72,6 +74,8 @@ impl Spec {
         }
         Profile::load(&self.compute.profile).or_else(|error| wrong("compute.profile", error))?;
         self.lengths()?;
+        self.requests()?;
+        self.rules()?;
         self.faults()?;
         if let Some((key, problem)) = super::routing::problem(self) {
             return wrong(&format!("policy.{key}"), problem);
@@ -257,7 +261,58 @@ impl Spec {
         Ok(())
     }
 
+    /// Requests of the list come in their order, and their blocks are blocks of them.
+    fn requests(&self) -> Result<(), Problem> {
+        let mut before = Picos(0);
+        for (i, request) in self.workload.requests.iter().enumerate() {
+            let here = |key: &str| format!("workload.requests.{i}.{key}");
+            if request.at < before || request.at.0 > MAX_ARRIVAL_PS {
+                let most = Picos(MAX_ARRIVAL_PS);
+                return wrong(
+                    &here("at"),
+                    format!("{} is out of order, expected {before} to {most}", request.at),
+                );
+            }
+            before = request.at;
+            let blocks = request.prompt.div_ceil(BLOCK_TOKENS) as usize;
+            if request.blocks.len() > blocks {
+                return wrong(
+                    &here("blocks"),
+                    format!(
+                        "{} of them, expected at most {blocks}: one for each started {BLOCK_TOKENS} tokens of the prompt",
+                        request.blocks.len()
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Rules that are switched off are rules.
+    fn rules(&self) -> Result<(), Problem> {
+        for (i, name) in self.transfer.without.iter().enumerate() {
+            if Rules::by_name(name).is_none() {
+                let meant = nearest(name, Rules::NAMES.iter().copied());
+                let meant = meant.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+                return wrong(
+                    &format!("transfer.without.{i}"),
+                    format!("there is no rule `{name}`{meant} (there are {})", Rules::NAMES.join(", ")),
+                );
+            }
+        }
+        Ok(())
+    }
+
     fn lengths(&self) -> Result<(), Problem> {
+        if self.workload.tenants.is_some()
+            && self.workload.path.is_none()
+            && !self.workload.requests.is_empty()
+        {
+            return wrong(
+                "workload.tenants",
+                "workload.requests says whose each request is; keep one of them",
+            );
+        }
         let Some(synthetic) = &self.workload.synthetic else { return Ok(()) };
         if self.workload.tenants.is_some() && synthetic.tenants > 1 && self.workload.path.is_none() {
             return wrong(

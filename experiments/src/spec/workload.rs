@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
+use models::Picos;
 use serde::{Deserialize, Serialize};
 
 use super::field;
 
-/// Where requests come from: a trace file, or distributions.
+/// Where requests come from: a trace file, a list, or distributions.
 ///
-/// When both `path` and `synthetic` are given the path wins, so that `--set workload.path=FILE` replays a
+/// When `path` is given beside another one the path wins, so that `--set workload.path=FILE` replays a
 /// trace on any experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -31,9 +32,36 @@ pub struct WorkloadSpec {
     /// Tenants of the requests, each drawn by itself; without, all requests of a trace are tenant 0's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenants: Option<Tenants>,
-    /// Requests from distributions; used when `path` is not given.
+    /// These requests, one by one, in the order of their arrival; used when `path` is not given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<RequestSpec>,
+    /// Requests from distributions; used when neither `path` nor `requests` is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub synthetic: Option<SyntheticSpec>,
+}
+
+/// One request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestSpec {
+    /// When it arrives, from the start of the run; not before the one before it.
+    pub at: Picos,
+    /// Tokens of the prompt.
+    #[serde(deserialize_with = "field::tokens")]
+    pub prompt: u32,
+    /// Tokens to generate; the first comes out of prefill.
+    #[serde(deserialize_with = "field::tokens")]
+    pub output: u32,
+    /// Prefix blocks: an id for each started 512 tokens of the prompt. Requests that agree on the first n share them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<u64>,
+    /// Whose it is.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tenant: u32,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 impl Default for WorkloadSpec {
@@ -46,6 +74,7 @@ impl Default for WorkloadSpec {
             spread: Spread::Random,
             arrival: Arrival::Poisson { rate: 8.0 },
             tenants: None,
+            requests: Vec::new(),
             synthetic: None,
         }
     }

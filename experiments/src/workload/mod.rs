@@ -10,6 +10,7 @@ use std::path::Path;
 mod error;
 mod format;
 mod lines;
+mod listed;
 mod random;
 mod synthetic;
 mod tenants;
@@ -50,6 +51,9 @@ pub trait Workload: Iterator<Item = Result<Request, WorkloadError>> + Send {
 pub fn open(spec: &WorkloadSpec, seed: u64) -> Result<Box<dyn Workload>, WorkloadError> {
     if let Some(path) = &spec.path {
         return Ok(assigned(Box::new(trace::Trace::open(path, spec, seed)?), spec, seed));
+    }
+    if !spec.requests.is_empty() {
+        return Ok(Box::new(listed::Listed::new(&spec.requests, spec.rate_scale, spec.skip, spec.limit)));
     }
     let arrivals = synthetic::Arrivals::new(spec.arrival, spec.rate_scale, seed);
     let synthetic = spec.synthetic.clone().unwrap_or_default();
