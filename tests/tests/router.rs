@@ -134,7 +134,11 @@ fn a_request_whose_decode_dies_is_not_begun_anew() {
 
 #[test]
 fn a_leaving_decode_hands_over_what_has_no_token_yet() {
-    let mut t = retrying(Kit::cluster(1, 2), 2, Span(0)).compute(Span::us(100), Span::us(100)).build();
+    let mut t = retrying(Kit::cluster(1, 2), 2, Span(0))
+        .prefill(|side| side.pages(400))
+        .decode(|side| side.pages(400))
+        .compute(Span::us(100), Span::us(100))
+        .build();
     let (generating, elsewhere) = (t.request(100, 5000), t.request(10, 1));
     assert!(
         t.run_until(|t| t.saw(generating, |step| *step == Step::FirstToken) && t.ending(elsewhere).is_some())
@@ -300,6 +304,7 @@ fn every_routing_policy_serves_everything() {
         for pull in [false, true] {
             let build = Kit::cluster(2, 3)
                 .prefill(|side| side.prefix_cache().pages(400))
+                .decode(|side| side.pages(400))
                 .router(|r| r.routing = routing.clone());
             let mut t = if pull { build.pull() } else { build }.build();
             let mut requests = Vec::new();

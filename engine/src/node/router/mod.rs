@@ -272,10 +272,9 @@ impl RouterNode {
         let Some(flight) = self.flights.get_mut(&key).filter(|flight| !flight.delivered) else { return };
         flight.delivered = true;
         let prompt = u64::from(flight.parcel.request.prompt);
-        for c in [candidate(&mut self.prefill, flight.prefill), candidate(&mut self.decode, flight.decode)] {
-            if let Some(c) = c {
-                c.undelivered = c.undelivered.saturating_sub(prompt);
-            }
+        let sides = [(&mut self.prefill, flight.prefill), (&mut self.decode, flight.decode)];
+        for c in sides.into_iter().filter_map(|(side, instance)| candidate(side, instance)) {
+            c.undelivered = c.undelivered.saturating_sub(prompt);
         }
         self.routing.delivered(&Delivery {
             now,
