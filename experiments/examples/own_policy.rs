@@ -40,7 +40,7 @@ fn run(routing: &str) -> Result<Summary, Box<dyn std::error::Error>> {
 }
 
 /// Prints the comparison.
-pub fn main() -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
     own::routing("size-intervals", |_seed| Box::new(SizeIntervals { short: 272 }));
     println!("{:<24}{:>12}{:>12}{:>12}", "TTFT, ms", "mean", "p50", "p99");
     for routing in ["least-loaded", "{own: size-intervals}"] {

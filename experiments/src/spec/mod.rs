@@ -8,6 +8,7 @@ mod checks;
 mod cluster;
 mod engine;
 mod error;
+pub mod faults;
 pub(crate) mod field;
 mod locate;
 mod routing;
@@ -26,7 +27,7 @@ use serde_json::Value;
 use serde_path_to_error::Segment as SerdeSegment;
 
 use crate::compute;
-pub use checks::{Bound, FaultSpec, LinkDown, QueuePairError, SloSpec};
+pub use checks::{Bound, SloSpec};
 pub use cluster::{Capacity, ClusterSpec, MAX_PAGES, MemorySpec, SideSpec, TopologySpec};
 pub use engine::{
     BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, Order, PolicySpec, PortReach, Rails,
@@ -34,6 +35,7 @@ pub use engine::{
 };
 pub use error::{Place, SpecError};
 pub(crate) use error::{nearest, rephrase};
+pub use faults::FaultSpec;
 pub use locate::Segment;
 pub use routing::{
     Admission, LimitsSpec, NetworkAwareSpec, Pages, PrefixAwareSpec, RetrySpec, Routing, TenantSpec,

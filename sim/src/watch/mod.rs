@@ -51,6 +51,8 @@ pub struct Watcher {
     broken: Vec<Broken>,
     /// By node: whether it had pages when it was last called.
     had_pages: Vec<bool>,
+    /// By node: which of its lives is watched.
+    life: Vec<u32>,
     noted: Noted,
     fresh: Vec<Stamped>,
     changed: Changed,
@@ -78,6 +80,7 @@ impl Watcher {
             coverage: Coverage::default(),
             broken: Vec::new(),
             had_pages: vec![false; nodes],
+            life: (0..nodes).map(|node| world.life(NodeId(node as u32))).collect(),
             noted: Noted::default(),
             fresh: Vec::new(),
             changed: Changed::default(),
@@ -119,11 +122,30 @@ impl Watcher {
         &self.fresh
     }
 
+    /// A process that died, or was started anew: of what there was before nothing is left.
+    fn meet_life(&mut self, world: &mut World, node: NodeId) {
+        let (life, dead) = (world.life(node), matches!(world.node(node), AnyNode::Dead(_)));
+        if self.life[node.index()] == life && !dead {
+            return;
+        }
+        self.life[node.index()] = life;
+        self.rooms[node.index()] = Rooms::default();
+        self.had_pages[node.index()] = false;
+        self.zones.forget(node);
+        let shown = self.what.direction == Direction::Pull && !self.what.prefix_cache;
+        match world.node(node) {
+            AnyNode::Decode(_) => self.zones.add(world, node),
+            AnyNode::Prefill(_) if shown => self.zones.add(world, node),
+            _ => {}
+        }
+    }
+
     fn called(&mut self, world: &mut World, node: NodeId) {
+        self.meet_life(world, node);
         let (who, initiator) = match (world.node(node), self.what.direction) {
             (AnyNode::Prefill(_), way) => (Who::Prefill(way), way == Direction::Push),
             (AnyNode::Decode(_), way) => (Who::Decode(way), way == Direction::Pull),
-            (AnyNode::Registry(_) | AnyNode::Router(_), _) => return,
+            (AnyNode::Registry(_) | AnyNode::Router(_) | AnyNode::Dead(_), _) => return,
         };
         let (coverage, changed) = (&mut self.coverage, &mut self.changed);
         self.rooms[node.index()].look(world, node, who, coverage, changed, &mut self.broken);
