@@ -25,12 +25,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use engine::policy::{Own, Routing, RoutingPolicy};
+use engine::policy::{Order, OrderPolicy, Own, Routing, RoutingPolicy};
 
 /// Registered policies of one kind.
 type Table<P> = Mutex<BTreeMap<String, Own<P>>>;
 
 static ROUTING: Table<dyn Routing> = Mutex::new(BTreeMap::new());
+static ORDER: Table<dyn Order> = Mutex::new(BTreeMap::new());
 
 /// A table is whole after every change, so what a panic elsewhere left is as good.
 fn lock<P: ?Sized>(table: &'static Table<P>) -> MutexGuard<'static, BTreeMap<String, Own<P>>> {
@@ -50,6 +51,16 @@ fn find<P: ?Sized>(table: &'static Table<P>, name: &str, call: &str) -> Result<O
 /// Registers a routing policy, in the place of one of the same name. `make` is called with the seed of each run.
 pub fn routing(name: &str, make: impl Fn(u64) -> Box<dyn Routing> + Send + Sync + 'static) {
     lock(&ROUTING).insert(name.to_owned(), Own::new(name, make));
+}
+
+/// Registers an order policy, in the place of one of the same name. `make` is called for each port, with 0: an order draws nothing.
+pub fn order(name: &str, make: impl Fn(u64) -> Box<dyn Order> + Send + Sync + 'static) {
+    lock(&ORDER).insert(name.to_owned(), Own::new(name, make));
+}
+
+/// The order policy of that name; the error says which there are.
+pub(crate) fn find_order(name: &str) -> Result<OrderPolicy, String> {
+    find(&ORDER, name, "order").map(OrderPolicy::Own)
 }
 
 /// The routing policy of that name; the error says which there are.

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use engine::policy::{Job, JobId, Order};
+use engine::time::Time;
 use experiments::build::{Silent, simulate};
 use experiments::report::{RunResult, Summary, check};
 use experiments::spec::Spec;
@@ -152,4 +154,39 @@ fn a_policy_that_nobody_registered_is_refused_by_name() {
     let sets = ["policy.routing={own: nobody}".to_owned()];
     let error = Spec::load(&path, &sets).expect_err("must be refused").to_string();
     assert!(error.contains("policy.routing") && error.contains("`nobody`"), "{error}");
+}
+
+/// Last come, first served: an order that nobody has built in.
+#[derive(Default)]
+struct Newest(Vec<JobId>);
+
+impl Order for Newest {
+    fn push(&mut self, job: Job) {
+        self.0.push(job.id);
+    }
+    fn next(&mut self, _now: Time) -> Option<(JobId, u64)> {
+        self.0.last().map(|id| (*id, u64::MAX))
+    }
+    fn update(&mut self, _id: JobId, _left: u64) {}
+    fn remove(&mut self, id: JobId) {
+        self.0.retain(|other| *other != id);
+    }
+}
+
+#[test]
+fn an_order_of_ones_own_decides_what_is_posted() {
+    experiments::own::order("newest-first", |_seed| Box::<Newest>::default());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("quickstart.yaml");
+    // One port, slow, with little posted at a time: there is always something to choose.
+    let digest = |order: &str| {
+        let sets = ["cluster.link=2Gb/s", "cluster.nics_per_host=1", "policy.window.bytes=16KiB"];
+        let mut sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        sets.push(format!("policy.order={order}"));
+        let spec = Spec::load(&path, &sets).unwrap_or_else(|error| panic!("{error}"));
+        let summary = play(&Spec { expect: Default::default(), ..spec });
+        assert_eq!(summary.requests.succeeded, summary.requests.total);
+        summary.digest
+    };
+    assert_ne!(digest("{own: newest-first}"), digest("fifo"));
+    assert_eq!(digest("{own: newest-first}"), digest("{own: newest-first}"));
 }

@@ -18,9 +18,15 @@ mod window;
 pub use admission::{Admission, Limits};
 pub use direction::Direction;
 pub use granularity::Granularity;
-pub use order::{Fifo, Job, JobId, Order, OrderPolicy, ShortestRemaining};
+pub use order::{
+    DeficitRoundRobin, EarliestDeadline, Fifo, Job, JobId, Order, OrderPolicy, Priorities, Shares,
+    ShortestRemaining, Slo, StrictPriority,
+};
 pub use own::Own;
-pub use rails::RailPolicy;
+pub use rails::{
+    Bandwidth, Cooldown, Hash as HashRails, Health, LeastInflight, Piece, Rail, RailPolicy, Rails,
+    RoundRobin as RoundRobinRails, Spread,
+};
 pub use replica::ReplicaChoice;
 pub use retry::Retry;
 pub use routing::{

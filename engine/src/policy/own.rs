@@ -46,3 +46,4 @@ impl<P: ?Sized> PartialEq for Own<P> {
         Arc::ptr_eq(&self.make, &other.make)
     }
 }
+impl<P: ?Sized> Eq for Own<P> {}

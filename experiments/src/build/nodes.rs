@@ -17,8 +17,9 @@ use sim::world::AnyNode;
 
 use super::{RunError, routing};
 use crate::compute::Profile;
+use crate::own;
 use crate::report::Leaks;
-use crate::spec::{Direction, Granularity, Order, Pages, PortReach, Rails, Replica, SideSpec, Spec};
+use crate::spec::{Direction, Granularity, Order, Pages, PortReach, SideSpec, Spec};
 
 /// The router's number; the registry is node 0.
 pub(crate) const ROUTER: NodeId = NodeId(1);
@@ -77,6 +78,9 @@ impl Nodes {
     pub(crate) fn new(spec: &Spec, seed: u64) -> Result<Self, RunError> {
         let model = spec.model().map_err(RunError::Input)?;
         let compute = Profile::load(&spec.compute.profile).map_err(input)?.scaled(spec.compute.scale);
+        if let Order::Own(name) = &spec.policy.order {
+            own::find_order(name).map_err(RunError::Input)?;
+        }
         let (session, transfer) = (session(spec), transfer(spec));
         let router = RouterConfig {
             limits: routing::limits(&spec.policy.limits),
@@ -196,13 +200,9 @@ fn transfer(spec: &Spec) -> TransferConfig {
             PortReach::SameRail => Reach::SameRail,
             PortReach::Pairs(pairs) => Reach::Pairs(pairs.as_slice().into()),
         },
-        rail_policy: match spec.policy.rails {
-            Rails::Pinned => policy::RailPolicy::Pinned,
-            Rails::Striped => policy::RailPolicy::Striped,
-        },
-        replica: match spec.policy.replica {
-            Replica::ByDestination => policy::ReplicaChoice::ByDestination,
-        },
+        rail_policy: spec.policy.rails.engine(),
+        failover: spec.policy.failover.engine(),
+        replica: spec.policy.replica.engine(),
         direction: match spec.policy.direction {
             Direction::Push => policy::Direction::Push,
             Direction::Pull => policy::Direction::Pull,
@@ -212,10 +212,7 @@ fn transfer(spec: &Spec) -> TransferConfig {
             Granularity::Chunk => policy::Granularity::Chunk,
             Granularity::LayerWise { layers } => policy::Granularity::LayerWise { layers },
         },
-        order: match spec.policy.order {
-            Order::Fifo => policy::OrderPolicy::Fifo,
-            Order::ShortestRemaining => policy::OrderPolicy::ShortestRemaining,
-        },
+        order: spec.policy.order.engine(spec.slo.ttft),
         window: policy::Window {
             bytes: spec.policy.window.bytes.0,
             requests: spec.policy.window.requests.into(),

@@ -11,6 +11,7 @@ mod error;
 pub mod faults;
 pub(crate) mod field;
 mod locate;
+mod posting;
 mod routing;
 mod set;
 mod validate;
@@ -30,13 +31,14 @@ use crate::compute;
 pub use checks::{Bound, SloSpec};
 pub use cluster::{Capacity, ClusterSpec, MAX_PAGES, MemorySpec, SideSpec, TopologySpec};
 pub use engine::{
-    BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, Order, PolicySpec, PortReach, Rails,
-    Replica, TransferSpec, WindowSpec,
+    BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, PolicySpec, PortReach, TransferSpec,
+    WindowSpec,
 };
 pub use error::{Place, SpecError};
 pub(crate) use error::{nearest, rephrase};
 pub use faults::FaultSpec;
 pub use locate::Segment;
+pub use posting::{Deadline, Failover, LeastInflight, Order, Priorities, Rails, Replica, Shares};
 pub use routing::{
     Admission, LimitsSpec, NetworkAwareSpec, Pages, PrefixAwareSpec, RetrySpec, Routing, TenantSpec,
 };

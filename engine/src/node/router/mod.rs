@@ -3,7 +3,7 @@
 mod health;
 mod waiting;
 
-use super::{BLOCK_TOKENS, Counters, Cx, Held, Input, Node, Reason, Request, Step};
+use super::{BLOCK_TOKENS, Counters, Cx, Held, Input, Node, Outbox, Reason, Request, Step};
 use crate::id::{InstanceId, Room};
 use crate::map::Map;
 use crate::policy::{Ask, Candidate, Choice, Delivery, Limits, Retry, Routing, RoutingPolicy};
@@ -443,7 +443,10 @@ impl Node for RouterNode {
                 }
             }
         }
-        self.client.flush(cx.now, cx.out);
+    }
+
+    fn flush(&mut self, now: Time, out: &mut Outbox) {
+        self.client.flush(now, out);
     }
 
     fn deadline(&self) -> Option<Time> {
