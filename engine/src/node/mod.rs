@@ -153,10 +153,12 @@ pub enum Reason {
     Refused = 9,
     /// There is no instance to serve it.
     NoInstance = 10,
+    /// What arrived is not what was sent: its checksum is another one.
+    Checksum = 11,
     /// Decode left while it was generating: tokens are out already.
-    Interrupted = 11,
+    Interrupted = 12,
     /// The queue that it would have to wait in is full.
-    Busy = 12,
+    Busy = 13,
 }
 
 impl Reason {
@@ -175,6 +177,7 @@ impl Reason {
             Layout,
             Refused,
             NoInstance,
+            Checksum,
             Interrupted,
             Busy,
         ]

@@ -178,6 +178,7 @@ fn name(reason: engine::node::Reason) -> String {
         Layout => "the layouts of its instances do not fit",
         Refused => "the other side refused it",
         NoInstance => "no instance to serve it",
+        Checksum => "its KV arrived with another checksum",
         Interrupted => "its decode instance left while it was generating",
         Busy => "the queue was full",
     }

@@ -328,14 +328,15 @@ impl RouterNode {
     fn failed(&mut self, cx: &mut Cx<'_>, key: RoomKey, flight: Flight, reason: Reason, told: bool) {
         let Flight { mut parcel, prefill, decode, told_again, .. } = flight;
         let request = parcel.request.id;
-        if matches!(reason, Reason::Transfer | Reason::Retries | Reason::Deadline) && told {
+        if matches!(reason, Reason::Transfer | Reason::Retries | Reason::Deadline | Reason::Checksum) && told
+        {
             self.health.failed(prefill, cx.now);
             self.health.failed(decode, cx.now);
         }
         // Decode is not there to have said it, or may have been gone for a new registry: tokens may be out.
         let unsure = told_again || candidate(&mut self.decode, decode).is_none();
         let again = match reason {
-            Reason::Transfer | Reason::Retries | Reason::Deadline => {
+            Reason::Transfer | Reason::Retries | Reason::Deadline | Reason::Checksum => {
                 parcel.tried.extend([prefill, decode]);
                 true
             }

@@ -20,7 +20,7 @@ fn instance() -> impl Strategy<Value = InstanceId> {
 }
 
 fn reason() -> impl Strategy<Value = Reason> {
-    (0u8..=12).prop_map(|byte| Reason::from_wire(byte).unwrap())
+    (0u8..=13).prop_map(|byte| Reason::from_wire(byte).unwrap())
 }
 
 fn role() -> impl Strategy<Value = Role> {
@@ -144,7 +144,7 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
             request
         }),
         pages().prop_map(Message::Publish),
-        (key(), any::<u32>(), vec((range(), range()), 0..6), any::<bool>()).prop_map(
+        (key(), any::<u32>(), vec((range(), range()), 0..6), prop::option::of(vec(number(), 0..4))).prop_map(
             |(key, before, pieces, last)| {
                 let piece = |(tokens, layers)| Piece { tokens, layers };
                 Message::Produced { key, before, pieces: pieces.into_iter().map(piece).collect(), last }
@@ -264,7 +264,7 @@ fn errors_name_the_field_and_the_value() {
     let text = |result: Result<Message, FrameError>| result.unwrap_err().to_string();
     assert_eq!(text(decode(&[99])), "message kind 99 is not known");
     assert_eq!(text(decode(&[])), "kind of message: needs 1 bytes, 0 are left");
-    assert_eq!(text(decode(&[12, 1, 0, 0, 0, 0, 0, 0, 0, 1, 77])), "reason: 77 is not valid, 0 to 12");
+    assert_eq!(text(decode(&[12, 1, 0, 0, 0, 0, 0, 0, 0, 1, 77])), "reason: 77 is not valid, 0 to 13");
     let mut huge = vec![9, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0];
     huge.extend([0xff, 0xff, 0xff, 0x7f]);
     assert_eq!(text(decode(&huge)), "blocks: 268435455, at most 65536 allowed");
