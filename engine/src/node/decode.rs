@@ -2,6 +2,7 @@
 
 use super::compute::Compute;
 use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair};
+use super::job::{Job, Phase};
 use super::{Counters, Cx, Held, Input, Node, Outbox, Reason, Request, Step};
 use crate::fabric::Access;
 use crate::id::{InstanceId, RequestId};
@@ -16,37 +17,6 @@ use crate::transfer::{
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// Not let in yet.
-    Waiting,
-    /// Its KV is on the way.
-    Transfer,
-    /// In the batch, or about to be.
-    Running,
-    /// Over; its pages are not free yet.
-    Over,
-}
-
-struct Job {
-    request: Request,
-    peer: InstanceId,
-    group: u16,
-    table: PageTable,
-    phase: Phase,
-    /// Batch step after which its first token of this batch is there, minus one.
-    joined: u64,
-    /// Order of admission.
-    order: u64,
-}
-
-impl Job {
-    /// Pages of the prompt.
-    fn prompt_table(&self, page_size: u32) -> PageTable {
-        PageTable::new(self.table.slice(0, self.request.prompt.div_ceil(page_size)).collect())
-    }
-}
 
 /// The node.
 pub struct DecodeNode {

@@ -8,6 +8,7 @@ mod cache;
 mod compute;
 mod decode;
 mod instance;
+mod job;
 mod prefill;
 mod router;
 

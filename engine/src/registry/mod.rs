@@ -4,6 +4,7 @@ mod client;
 mod frame;
 mod lease;
 mod message;
+mod reader;
 mod relay;
 mod room;
 mod server;
