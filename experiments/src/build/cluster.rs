@@ -50,7 +50,7 @@ pub(super) fn build(spec: &Spec, seed: u64) -> Result<Cluster, RunError> {
     let mut fabrics = Fabrics::new(hosts, topology, seed).map_err(input)?;
     fabrics.set_copy_costs(spec.cluster.gpu_copy);
 
-    let maker = Nodes::new(spec)?;
+    let maker = Nodes::new(spec, seed)?;
     let memory = match spec.cluster.memory {
         MemorySpec::Bytes => Memory::Host,
         MemorySpec::Phantom => Memory::Phantom,

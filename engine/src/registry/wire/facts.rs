@@ -2,7 +2,8 @@
 
 use super::super::frame::FrameError;
 use super::super::message::{Facts, RankFacts, Region};
-use super::{MAX_POOLS, MAX_PORTS, MAX_RANKS, Reader, put};
+use super::super::reader::Reader;
+use super::{MAX_POOLS, MAX_PORTS, MAX_RANKS, put};
 
 fn put_region(out: &mut Vec<u8>, region: &Region) {
     put(out, region.addr);
