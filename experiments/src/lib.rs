@@ -10,6 +10,7 @@ pub mod cli;
 pub mod compute;
 pub mod doctor;
 pub mod nic;
+pub mod own;
 pub mod perftest;
 mod processes;
 pub mod report;
