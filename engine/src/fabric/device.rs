@@ -2,7 +2,7 @@
 
 use super::{Absent, Fabric, Gid, Result};
 use crate::id::CqId;
-use std::net::Ipv6Addr;
+use core::net::Ipv6Addr;
 use std::os::fd::RawFd;
 
 /// A fabric in real time: which queues to poll, and how to sleep until one of them has something.
