@@ -24,7 +24,7 @@ pub struct Lookout {
 
 impl Default for Lookout {
     fn default() -> Self {
-        Self { fault_free: false, most_events: 200_000_000, first: false }
+        Self { fault_free: false, most_events: 20_000_000, first: false }
     }
 }
 
@@ -35,6 +35,8 @@ pub struct Findings {
     pub broken: Vec<Broken>,
     /// What the run has been through.
     pub coverage: Coverage,
+    /// Events since nodes have joined.
+    pub events: u64,
 }
 
 impl Findings {
@@ -61,6 +63,8 @@ pub(super) struct Look {
     events_then: u64,
     /// The present instant, and the events before it.
     instant: (Time, u64),
+    /// Events of the warm-up.
+    before: u64,
     stuck: Option<Broken>,
 }
 
@@ -93,6 +97,7 @@ impl Look {
             last_arrival: zero,
             events_then: world.events(),
             instant: (zero, world.events()),
+            before: world.events(),
             stuck: None,
         }
     }
@@ -178,6 +183,7 @@ impl Look {
         } else {
             broken.extend(self.watcher.broken().iter().cloned());
         }
-        Findings { broken, coverage: self.watcher.coverage().clone() }
+        let events = world.events() - self.before;
+        Findings { broken, coverage: self.watcher.coverage().clone(), events }
     }
 }
