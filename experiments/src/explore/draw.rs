@@ -81,6 +81,7 @@ fn drawn(dice: &mut Dice, seed: u64) -> Spec {
     };
     spec.workload.requests = load::requests(dice);
     spec.cluster = cluster(dice, model, &spec);
+    load::lighten(&mut spec);
     if rough {
         spec.faults = faults::faults(dice, &spec);
     }

@@ -92,15 +92,18 @@ impl Life {
         step == Step::Corrupt
     }
 
-    /// Whether it had Success in time and its last token left decode, and the router knows only that decode's lease is over. The two
-    /// sides' outcomes are their own: a stopped decode that goes on ends the step under way before it hears that it is gone.
+    /// Whether it had Success in time and its last token left decode, and the router knows only that decode's lease, its own or the request's
+    /// time is over. The outcomes are their own: a stopped decode that goes on ends the step under way before it hears that it is gone, and
+    /// its word of the end can come too late.
     pub(super) fn was_lost_after_success(&self) -> bool {
         let (mut success, mut finished, mut failed) = (false, 0, 0);
         for stamped in &self.steps {
             match stamped.record.step {
                 Step::Success => success = true,
                 Step::Finished if success => finished += 1,
-                Step::Failed(Reason::PeerGone) if success => failed += 1,
+                Step::Failed(Reason::PeerGone | Reason::LeaseLost | Reason::Deadline) if success => {
+                    failed += 1
+                }
                 Step::Failed(_) | Step::Rejected(_) | Step::Finished => return false,
                 _ => {}
             }

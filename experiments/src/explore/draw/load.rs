@@ -4,7 +4,7 @@ use models::Picos;
 
 use super::super::Dice;
 use super::us;
-use crate::spec::RequestSpec;
+use crate::spec::{RequestSpec, Spec};
 use crate::workload::BLOCK_TOKENS;
 
 /// Requests in bursts and trickles, most of them short; some share prefixes.
@@ -33,4 +33,43 @@ pub(super) fn requests(dice: &mut Dice) -> Vec<RequestSpec> {
         });
     }
     all
+}
+
+/// Work requests of a case that completes each of them by itself, about: more would make it slow and teach nothing.
+const HEAVY: u64 = 8_000;
+/// Work requests that cost as much as one of those where many complete together.
+const TOGETHER: u64 = 16;
+
+/// Work requests of a prompt token, at worst.
+fn per_token(spec: &Spec) -> u64 {
+    let (prefill, decode) = (&spec.cluster.prefill, &spec.cluster.decode);
+    let mla = spec.model.contains("mla");
+    let rows: u64 = if mla { 4 } else { 8 };
+    // What the sides share stays in one piece over a page.
+    let alike =
+        (prefill.tp / prefill.dp == decode.tp / decode.dp || mla) && prefill.page_order == decode.page_order;
+    let pieces = u64::from((decode.tp / decode.dp).max(prefill.tp / prefill.dp));
+    let run = if alike { u64::from(prefill.page_size.min(decode.page_size)) } else { 1 };
+    (rows * pieces).div_ceil(run)
+}
+
+/// Takes requests away, then tokens, where the policies make each of them dear.
+pub(super) fn lighten(spec: &mut Spec) {
+    let (t, window) = (&spec.transfer, &spec.policy.window);
+    let tight = window.bytes.0 < 10_000 || window.requests < 100 || t.signal_every > 0 || t.send_depth < 100;
+    let most = if tight { HEAVY } else { HEAVY * TOGETHER } / per_token(spec).max(1);
+    let requests = &mut spec.workload.requests;
+    let tokens = |requests: &[RequestSpec]| requests.iter().map(|r| u64::from(r.prompt)).sum::<u64>();
+    while tokens(requests) > most {
+        if requests.len() > 12 {
+            requests.pop();
+        } else if requests.iter().any(|request| request.prompt > 1) {
+            requests.iter_mut().for_each(|request| request.prompt = request.prompt.div_ceil(2));
+        } else {
+            return;
+        }
+    }
+    for request in requests {
+        request.blocks.truncate(request.prompt.div_ceil(BLOCK_TOKENS) as usize);
+    }
 }
