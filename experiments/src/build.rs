@@ -6,6 +6,7 @@
 
 mod cluster;
 pub(crate) mod collect;
+pub mod faults;
 pub(crate) mod nodes;
 mod watched;
 
@@ -21,7 +22,7 @@ use watched::Look;
 pub use watched::{Findings, Lookout};
 
 use crate::compute::Profile;
-use crate::report::{Counters, RunResult};
+use crate::report::{Counters, Effects, RunResult};
 use crate::spec::{Invariants, Spec};
 use crate::workload::{self, WorkloadError};
 use collect::Collector;
@@ -119,7 +120,7 @@ fn run(
     world.start();
     let look = LOOK.min(Span(spec.transfer.lease.0));
     let zero = warm_up(&mut world, instances.0.len() + instances.1.len(), look)?;
-    cluster::schedule_faults(spec, &mut world, zero);
+    faults::schedule(spec, seed, &mut world, zero);
     let mut look = lookout.map(|lookout| Look::new(spec, &mut world, &instances, zero, lookout));
     let mut run = Collector::new(instances, zero);
 
@@ -211,6 +212,8 @@ fn run(
         digest,
         requests: run.into_requests(),
         counters,
+        struck: *world.struck(),
+        effects: Effects::of(&world),
         leaks,
         sim_ps,
         wall_seconds: started.elapsed().as_secs_f64(),

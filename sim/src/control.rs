@@ -1,5 +1,12 @@
 //! The simulated control channel: frames that take time, get lost, doubled and out of order.
 
+mod disturb;
+
+pub use disturb::Disturbed;
+pub(crate) use disturb::{Arrival, Damage};
+
+use crate::fault::ControlFault;
+use disturb::Disturbances;
 use engine::id::NodeId;
 use engine::time::{Span, Time};
 use rand::{RngExt as _, SeedableRng as _};
@@ -50,11 +57,37 @@ pub(crate) struct Channel {
     seed: u64,
     streams: Vec<Option<Box<ChaCha8Rng>>>,
     nodes: usize,
+    disturbances: Disturbances,
 }
 
 impl Channel {
     pub(crate) fn new(config: ControlConfig, seed: u64, nodes: usize) -> Self {
-        Self { config, seed, streams: (0..nodes * nodes).map(|_| None).collect(), nodes }
+        let streams = (0..nodes * nodes).map(|_| None).collect();
+        Self { config, seed, streams, nodes, disturbances: Disturbances::default() }
+    }
+
+    pub(crate) fn disturb(&mut self, fault: ControlFault) {
+        self.disturbances.begin(fault);
+    }
+
+    pub(crate) fn calm(&mut self, fault: &ControlFault) {
+        self.disturbances.end(fault);
+    }
+
+    pub(crate) fn disturbed(&self) -> Disturbed {
+        self.disturbances.counted
+    }
+
+    /// Whether no fault disturbs any frame.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.disturbances.are_none()
+    }
+
+    /// When and how a frame that leaves now arrives, with what faults do to it.
+    pub(crate) fn send_through(&mut self, now: Time, from: NodeId, to: NodeId, into: &mut Vec<Arrival>) {
+        into.extend(self.send(now, from, to).into_iter().flatten().map(|at| (at, Damage::None)));
+        let index = from.index() * self.nodes + to.index();
+        self.disturbances.act(into, (from, to), index, self.seed);
     }
 
     pub(crate) fn config(&self) -> &ControlConfig {

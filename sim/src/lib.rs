@@ -7,6 +7,7 @@
 pub mod control;
 pub mod digest;
 pub mod fabric;
+pub mod fault;
 pub mod kit;
 pub mod net;
 pub mod nic;

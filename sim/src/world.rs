@@ -4,12 +4,18 @@
 //! queues, carries frames, wakes nodes at their deadline. A node whose calls cost CPU time takes later inputs later. Everything
 //! happens in one order, by (time, sequence), so a run depends on its configuration and seed alone.
 
-use crate::control::{Channel, ControlConfig};
+mod faults;
+
+pub use crate::fault::Fault;
+pub use faults::Maker;
+
+use crate::control::{Arrival, Channel, ControlConfig};
 use crate::digest::Digest;
 use crate::fabric::{FabricEvent, Fabrics, Ready, ReadyWhat};
+use crate::fault::Clock;
 use crate::queue::EventQueue;
 use engine::fabric::{Completion, Event, Fabric as _};
-use engine::id::{CqId, NodeId, PortId, QpId};
+use engine::id::{CqId, NodeId};
 use engine::node::{
     Counters, Cx, DecodeNode, Held, Input, Node, Outbox, PrefillNode, Record, Request, RouterNode,
 };
@@ -27,6 +33,22 @@ pub enum AnyNode {
     Prefill(PrefillNode),
     /// A decode instance.
     Decode(DecodeNode),
+    /// A process that died.
+    Dead(Dead),
+}
+
+/// A process that died: nothing reaches it, and it holds nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Dead;
+
+impl Node for Dead {
+    fn handle(&mut self, _cx: &mut Cx<'_>, _input: Input<'_>) {}
+    fn deadline(&self) -> Option<Time> {
+        None
+    }
+    fn held(&self) -> Held {
+        Held::default()
+    }
 }
 
 macro_rules! each {
@@ -36,6 +58,7 @@ macro_rules! each {
             AnyNode::Router($node) => $call,
             AnyNode::Prefill($node) => $call,
             AnyNode::Decode($node) => $call,
+            AnyNode::Dead($node) => $call,
         }
     };
 }
@@ -53,42 +76,6 @@ impl Node for AnyNode {
     fn counters(&self) -> Counters {
         each!(self, node => node.counters())
     }
-}
-
-/// A fault, at one instant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The n-th queue pair (modulo their number) of a host fails by itself.
-    QueuePairError {
-        /// Host.
-        host: usize,
-        /// Which of its queue pairs.
-        index: usize,
-    },
-    /// A port loses its link.
-    LinkDown {
-        /// Host.
-        host: usize,
-        /// Port.
-        port: PortId,
-    },
-    /// A port has its link back.
-    LinkUp {
-        /// Host.
-        host: usize,
-        /// Port.
-        port: PortId,
-    },
-    /// A node's process stops; its NIC goes on.
-    Pause {
-        /// Which.
-        node: NodeId,
-    },
-    /// A stopped process goes on.
-    Resume {
-        /// Which.
-        node: NodeId,
-    },
 }
 
 /// What becomes of a frame.
@@ -122,6 +109,7 @@ enum Ev {
     Wake(NodeId),
     Resume(NodeId),
     Fault(Fault),
+    FaultOver(Fault),
 }
 
 impl From<FabricEvent> for Ev {
@@ -152,6 +140,19 @@ struct Place {
     /// When the earliest [`Ev::Wake`] on its way comes.
     armed: Time,
     digest: Digest,
+    /// How often it was started.
+    life: u32,
+    clock: Clock,
+    slow: faults::Slowness,
+    /// What its earlier lives counted.
+    past: Counters,
+}
+
+impl Place {
+    /// When its node wants to be woken, in true time.
+    fn deadline(&self) -> Option<Time> {
+        self.node.deadline().map(|at| self.clock.when(at))
+    }
 }
 
 /// All nodes and what is between them.
@@ -173,6 +174,8 @@ pub struct World {
     held_frames: VecDeque<(NodeId, NodeId, u32)>,
     events: u64,
     dropped: u64,
+    faults: faults::Faults,
+    arrivals: Vec<Arrival>,
     /// What happened since it was last asked, if anybody asks.
     noted: Option<Noted>,
 }
@@ -205,6 +208,10 @@ impl World {
                     resuming: false,
                     armed: Time::NEVER,
                     digest: Digest::default(),
+                    life: 1,
+                    clock: Clock::default(),
+                    slow: faults::Slowness::default(),
+                    past: Counters::default(),
                 }
             })
             .collect();
@@ -224,6 +231,8 @@ impl World {
             held_frames: VecDeque::new(),
             events: 0,
             dropped: 0,
+            faults: faults::Faults::default(),
+            arrivals: Vec::new(),
             noted: None,
         }
     }
@@ -235,8 +244,10 @@ impl World {
         }
     }
 
-    /// Tells every node to wind down, the registry last.
+    /// Tells every node to wind down, the registry last. Faults are over: who was stopped goes on, so that it can leave, and nobody who died
+    /// comes back.
     pub fn shut_down(&mut self) {
+        self.end_faults();
         for node in (0..self.places.len()).rev() {
             self.deliver(NodeId(node as u32), Waiting::Shutdown);
         }
@@ -245,20 +256,6 @@ impl World {
     /// Tells one node to wind down.
     pub fn leave(&mut self, node: NodeId) {
         self.deliver(node, Waiting::Shutdown);
-    }
-
-    /// A node's process dies and another one takes its place, with nothing of what the old one knew. What had reached the old
-    /// one is lost. Meant for nodes without fabric objects (the registry): nobody gives a dead node's objects back.
-    pub fn restart(&mut self, node: NodeId, fresh: AnyNode) {
-        let place = &mut self.places[node.index()];
-        place.node = fresh;
-        (place.paused, place.busy) = (false, self.now);
-        for waiting in std::mem::take(&mut place.inbox) {
-            if let Waiting::Frame { frame, .. } = waiting {
-                self.free_frames.push(frame);
-            }
-        }
-        self.deliver(node, Waiting::Start);
     }
 
     /// The present.
@@ -336,10 +333,6 @@ impl World {
             }
         }
     }
-    /// A fault at some time.
-    pub fn fault(&mut self, at: Time, fault: Fault) {
-        self.queue.push(at, Ev::Fault(fault));
-    }
     /// The digest of all nodes so far, joined in node order.
     pub fn digest(&self) -> u64 {
         let mut all = Digest::default();
@@ -352,6 +345,7 @@ impl World {
     pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();
         for place in &self.places {
+            sum += place.past;
             sum += place.node.counters();
         }
         sum
@@ -379,7 +373,7 @@ impl World {
                 let place = &mut self.places[node.index()];
                 if place.armed == at {
                     place.armed = Time::NEVER;
-                    if place.node.deadline().is_some_and(|deadline| deadline <= at) {
+                    if place.deadline().is_some_and(|deadline| deadline <= at) {
                         self.deliver(node, Waiting::Wake);
                     } else {
                         self.arm(node);
@@ -391,6 +385,7 @@ impl World {
                 self.resume(node);
             }
             Ev::Fault(fault) => self.strike(fault),
+            Ev::FaultOver(fault) => self.over(fault),
         }
         true
     }
@@ -411,34 +406,6 @@ impl World {
         self.now = self.now.max(until);
     }
 
-    fn strike(&mut self, fault: Fault) {
-        let now = self.now;
-        if let Some(noted) = &mut self.noted {
-            noted.faults.push(fault);
-        }
-        match fault {
-            Fault::QueuePairError { host, index } => {
-                let qps: Vec<QpId> = self.fabrics.host_ref(host).queue_pairs();
-                if let Some(qp) = qps.get(index % qps.len().max(1)) {
-                    self.fabrics.fail_qp(host, *qp, now, &mut self.queue, &mut self.ready);
-                }
-            }
-            Fault::LinkDown { host, port } => {
-                self.fabrics.link_down(host, port, now, &mut self.queue, &mut self.ready);
-            }
-            Fault::LinkUp { host, port } => {
-                self.fabrics.link_up(host, port, now, &mut self.queue, &mut self.ready);
-            }
-            Fault::Pause { node } => self.places[node.index()].paused = true,
-            Fault::Resume { node } => {
-                self.places[node.index()].paused = false;
-                self.resume(node);
-                self.arm(node);
-            }
-        }
-        self.settle();
-    }
-
     /// Hands nodes what the fabric has ready for them. Calls of nodes come back here: what is ready is taken out first.
     fn settle(&mut self) {
         while !self.ready.is_empty() {
@@ -457,6 +424,12 @@ impl World {
     fn deliver(&mut self, node: NodeId, input: Waiting) {
         let limit = self.channel.config().queue;
         let place = &mut self.places[node.index()];
+        if matches!(place.node, AnyNode::Dead(_)) {
+            if let Waiting::Frame { frame, .. } = input {
+                self.free_frames.push(frame);
+            }
+            return;
+        }
         if place.paused || place.busy > self.now || !place.inbox.is_empty() {
             if node.0 == 0
                 && place.inbox.len() >= limit
@@ -579,14 +552,14 @@ impl World {
         let place = &mut self.places[node.index()];
         let host = place.host;
         place.digest.word(now.0);
-        let mut cx = Cx { now, fabric: self.fabrics.host(host), out: &mut self.out };
+        let mut cx = Cx { now: place.clock.reads(now), fabric: self.fabrics.host(host), out: &mut self.out };
         place.node.handle(&mut cx, input);
         for record in &self.out.records {
             place.digest.pair(record.request.0, step_word(record));
         }
         let cpu = self.fabrics.after_call(host, now, &mut self.queue, &mut self.ready);
         let place = &mut self.places[node.index()];
-        place.busy = now + cpu + service;
+        place.busy = now + place.slow.stretch(cpu + service);
         let leaves = place.busy;
         if !self.out.is_empty() {
             let mut out = std::mem::take(&mut self.out);
@@ -617,6 +590,9 @@ impl World {
             self.held_frames.push_back((from, to, frame));
             return;
         }
+        if !self.channel.is_calm() {
+            return self.carry_disturbed(now, from, to, bytes);
+        }
         for at in self.channel.send(now, from, to).into_iter().flatten() {
             let frame = self.keep(bytes, digest);
             self.queue.push(at, Ev::Frame { to, from, frame });
@@ -638,7 +614,7 @@ impl World {
     /// Makes sure that a wake is on its way for the node's deadline.
     fn arm(&mut self, node: NodeId) {
         let place = &mut self.places[node.index()];
-        if let Some(deadline) = place.node.deadline() {
+        if let Some(deadline) = place.deadline() {
             let at = deadline.max(self.now);
             if at < place.armed {
                 place.armed = at;

@@ -6,7 +6,7 @@ use engine::node::Step;
 use engine::policy::{Direction, Granularity};
 use engine::registry::Message;
 use engine::time::Span;
-use engine::transfer::Rules;
+use kvrail_tests::stories::shows;
 use sim::kit::{Build, Ending, Kit};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -14,16 +14,6 @@ use std::rc::Rc;
 /// Slow enough that a story can be told while data moves: 100 tokens take 41 ms.
 fn slow() -> Build {
     Kit::pair().pull().network(0.01, Span::us(1))
-}
-
-/// With the rule everything is clean; without it `loss` must find what is lost in the violations.
-fn shows(story: impl Fn(Build) -> Kit, base: Build, off: impl Fn(&mut Rules), loss: &str) {
-    let mut with = story(base.clone());
-    let wrong = with.violations();
-    assert!(wrong.is_empty(), "with the rule: {wrong:#?}");
-    let mut without = story(base.rules(off));
-    let wrong = without.violations();
-    assert!(wrong.iter().any(|w| w.contains(loss)), "without the rule, expected `{loss}`: {wrong:#?}");
 }
 
 /// In the middle of its READs.

@@ -4,80 +4,34 @@
 
 use engine::node::Step;
 use engine::time::Span;
-use engine::transfer::Rules;
+use kvrail_tests::stories::{decode_aborts, no_report_in_time, one_request, shows, slow};
 use sim::kit::{Build, Ending, Kit};
 use sim::nic::NicProfile;
-
-/// Slow enough that a story can be told while data moves: 100 tokens take 41 ms.
-fn slow() -> Build {
-    Kit::pair().network(0.01, Span::us(1))
-}
-
-/// With the rule everything is clean; without it `loss` must find what is lost in the violations.
-fn shows(story: impl Fn(Build) -> Kit, base: Build, off: impl Fn(&mut Rules), loss: &str) {
-    let mut with = story(base.clone());
-    let wrong = with.violations();
-    assert!(wrong.is_empty(), "with the rule: {wrong:#?}");
-    let mut without = story(base.rules(off));
-    let wrong = without.violations();
-    assert!(wrong.iter().any(|w| w.contains(loss)), "without the rule, expected `{loss}`: {wrong:#?}");
-}
 
 /// A room fails on decode in the middle of its transfer, and prefill's report does not come in time.
 #[test]
 fn fence_before_free() {
-    let story = |build: Build| {
-        let mut t = build.build();
-        let a = t.request(100, 5);
-        assert!(t.run());
-        assert!(!t.succeeded(a));
-        t
-    };
-    let base = slow().decode(|i| {
-        i.transfer(|t| {
-            t.room_deadline = Span::ms(10);
-            t.drain_deadline = Span::ms(1);
-        })
-    });
-    shows(story, base, |r| r.fence_before_free = false, "written to while no room owned it");
+    let loss = "written to while no room owned it";
+    shows(one_request, no_report_in_time(), |r| r.fence_before_free = false, loss);
 }
 
 /// Decode aborts a room while prefill's requests are outstanding.
 #[test]
 fn initiator_waits() {
-    let story = |build: Build| {
-        let mut t = build.build();
-        t.request(100, 5);
-        assert!(t.run());
-        t
-    };
-    let base = slow().decode(|i| i.transfer(|t| t.room_deadline = Span::ms(10)));
-    shows(story, base, |r| r.initiator_waits = false, "were outstanding");
+    shows(one_request, decode_aborts(), |r| r.initiator_waits = false, "were outstanding");
 }
 
 /// Prefill computes in two chunks: the first part is not all there is.
 #[test]
 fn seals() {
-    let story = |build: Build| {
-        let mut t = build.build();
-        t.request(100, 5);
-        assert!(t.run());
-        t
-    };
     let base = Kit::pair().prefill(|i| i.batch(50));
-    shows(story, base, |r| r.seals = false, "wrong content");
+    shows(one_request, base, |r| r.seals = false, "wrong content");
 }
 
 /// The aux row behind the immediate on the same queue pair: Success comes before it.
 #[test]
 fn aux_in_part() {
-    let story = |build: Build| {
-        let mut t = build.build();
-        t.request(100, 5);
-        assert!(t.run());
-        t
-    };
-    shows(story, Kit::pair(), |r| r.aux_in_part = false, "wrong content");
+    shows(one_request, Kit::pair(), |r| r.aux_in_part = false, "wrong content");
 }
 
 /// Page lists before receives: the immediate finds none.

@@ -653,6 +653,8 @@ impl Node for DecodeNode {
             None => self.next_step(cx, cx.now),
             // Whoever joins does so when the step under way ends.
             Some(end) if !self.joining.is_empty() => self.wakes = end,
+            // Steps took longer than when it looked ahead.
+            Some(end) if self.wakes <= cx.now => self.wakes = self.horizon(end),
             Some(_) => {}
         }
         self.close(cx);
@@ -688,6 +690,7 @@ impl Node for DecodeNode {
             fences: stats.fences,
             stale_immediates: stats.stale_immediates,
             repeated_parts: stats.repeated_parts,
+            malformed_frames: self.client.stats().malformed,
             ..self.counters
         }
     }

@@ -264,6 +264,8 @@ pub struct Counters {
     pub stale_immediates: u64,
     /// Parts that came twice.
     pub repeated_parts: u64,
+    /// Frames of the control channel that were none.
+    pub malformed_frames: u64,
 }
 
 impl std::ops::AddAssign for Counters {
@@ -273,5 +275,6 @@ impl std::ops::AddAssign for Counters {
         self.fences += other.fences;
         self.stale_immediates += other.stale_immediates;
         self.repeated_parts += other.repeated_parts;
+        self.malformed_frames += other.malformed_frames;
     }
 }

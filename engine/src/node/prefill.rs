@@ -566,6 +566,6 @@ impl Node for PrefillNode {
 
     fn counters(&self) -> Counters {
         let stats = self.source.as_ref().map(|source| source.end().stats()).unwrap_or_default();
-        Counters { fences: stats.fences, ..self.counters }
+        Counters { fences: stats.fences, malformed_frames: self.client.stats().malformed, ..self.counters }
     }
 }

@@ -261,6 +261,6 @@ impl Node for RouterNode {
     }
 
     fn counters(&self) -> Counters {
-        Counters::default()
+        Counters { malformed_frames: self.client.stats().malformed, ..Counters::default() }
     }
 }

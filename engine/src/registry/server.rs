@@ -661,6 +661,11 @@ impl Node for Registry {
     }
 
     fn counters(&self) -> Counters {
-        Counters { registry_messages: self.stats().messages, ..Counters::default() }
+        let stats = self.stats();
+        Counters {
+            registry_messages: stats.messages,
+            malformed_frames: stats.malformed,
+            ..Counters::default()
+        }
     }
 }

@@ -49,7 +49,8 @@ pub struct TransferConfig {
     pub min_rnr_timer: RnrTimer,
     /// From all KV of a room being there to send until it must be delivered.
     pub transfer_deadline: Span,
-    /// From the start of a room on a side until its end there.
+    /// From the start of a room on a side until its end there. At the initiator it holds until all of the room's KV is there to send; from
+    /// then on the transfer's own deadline does.
     pub room_deadline: Span,
     /// How long the target waits for the initiator's report before it fences.
     pub drain_deadline: Span,

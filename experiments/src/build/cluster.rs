@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use engine::fabric::{LinkLayer, Memory};
-use engine::id::{NodeId, PortId};
-use engine::time::Time;
+use engine::id::NodeId;
 use sim::control::ControlConfig;
 use sim::fabric::{Fabrics, HostSpec, PortSpec};
+use sim::fault::Pace;
 use sim::net::{LeafSpine, Topology};
-use sim::world::{Fault, World};
+use sim::world::World;
 
 use super::RunError;
-use super::nodes::{Nodes, ROUTER, input, instances, places, span};
+use super::nodes::{Nodes, Place, ROUTER, input, instances, places, span};
 use crate::nic;
 use crate::spec::{MemorySpec, Spec, TopologySpec};
 
@@ -56,8 +56,10 @@ pub(super) fn build(spec: &Spec, seed: u64) -> Result<Cluster, RunError> {
     };
     let places = places(spec);
     // Each on a host of its own, in the same order.
+    let paces: Vec<Pace> = places.iter().map(|_| Pace::default()).collect();
+    let nodes = places.iter().zip(&paces).enumerate();
     let nodes =
-        places.iter().enumerate().map(|(host, place)| (maker.node(*place, 1, memory), host)).collect();
+        nodes.map(|(host, (place, pace))| (maker.paced(*place, 1, memory, pace.clone()), host)).collect();
     let control = ControlConfig {
         latency: span(spec.control.latency),
         jitter: span(spec.control.jitter),
@@ -69,24 +71,16 @@ pub(super) fn build(spec: &Spec, seed: u64) -> Result<Cluster, RunError> {
         service_per_byte: span(spec.control.service_per_byte),
         queue: spec.control.queue as usize,
     };
-    let world = World::new(fabrics, nodes, control, seed);
-    Ok(Cluster { world, router: ROUTER, instances: instances(&places) })
-}
-
-/// Faults happen so long after `zero`.
-pub(super) fn schedule_faults(spec: &Spec, world: &mut World, zero: Time) {
-    for fault in &spec.faults {
-        let at = zero + span(fault.at);
-        if let Some(error) = &fault.queue_pair_error {
-            let host = 2 + error.prefill as usize;
-            world.fault(at, Fault::QueuePairError { host, index: error.index as usize });
-        }
-        if let Some(down) = &fault.link_down {
-            let (host, port) = (2 + down.host as usize, PortId(down.port));
-            world.fault(at, Fault::LinkDown { host, port });
-            world.fault(at + span(down.duration), Fault::LinkUp { host, port });
-        }
-    }
+    let mut world = World::new(fabrics, nodes, control, seed);
+    let instances = instances(&places);
+    let own = paces.clone();
+    world.set_maker(Box::new(move |node, life| {
+        let at = node.index();
+        let (place, pace) = (places.get(at).copied(), own.get(at).cloned());
+        maker.paced(place.unwrap_or(Place::Registry), life, memory, pace.unwrap_or_default())
+    }));
+    world.set_paces(paces);
+    Ok(Cluster { world, router: ROUTER, instances })
 }
 
 fn topology(spec: &Spec, hosts: &[HostSpec], gbps: f64) -> Result<Topology, RunError> {

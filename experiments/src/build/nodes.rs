@@ -12,6 +12,7 @@ use engine::registry::{Registry, RegistryConfig, SessionConfig};
 use engine::time::Span;
 use engine::transfer::{Reach, Rules, TransferConfig};
 use models::Picos;
+use sim::fault::{Pace, Paced};
 use sim::world::AnyNode;
 
 use super::RunError;
@@ -126,7 +127,12 @@ impl Nodes {
 
     /// A node to be started. `life` rises with each restart, and is the epoch of a registry; `memory` is what an instance's pools are made of.
     pub(crate) fn node(&self, place: Place, life: u32, memory: Memory) -> AnyNode {
-        let compute = || Box::new(Measured(self.compute.clone()));
+        self.paced(place, life, memory, Pace::default())
+    }
+
+    /// The same, whose model computes at a pace that the simulator can change.
+    pub(crate) fn paced(&self, place: Place, life: u32, memory: Memory, pace: Pace) -> AnyNode {
+        let compute = || Box::new(Paced { inner: Measured(self.compute.clone()), pace: pace.clone() });
         let instance = |config: &InstanceConfig| InstanceConfig { life, memory, ..config.clone() };
         match place {
             Place::Registry => AnyNode::Registry(Registry::new(life, self.registry)),
@@ -249,7 +255,7 @@ pub(crate) fn start_error(node: &AnyNode) -> Option<String> {
     match node {
         AnyNode::Prefill(node) => node.error().map(|error| format!("cluster.prefill: {error}")),
         AnyNode::Decode(node) => node.error().map(|error| format!("cluster.decode: {error}")),
-        AnyNode::Registry(_) | AnyNode::Router(_) => None,
+        AnyNode::Registry(_) | AnyNode::Router(_) | AnyNode::Dead(_) => None,
     }
 }
 

@@ -92,7 +92,7 @@ pub fn cells(coverage: &Coverage) -> Vec<(String, u64)> {
     for kind in KINDS {
         for who in Who::ALL {
             for state in who.states().iter().copied().filter(|state| can_meet(who, *state)) {
-                let count = coverage.faults.get(&(*kind, who, state)).copied().unwrap_or(0);
+                let count = coverage.faults.get(&(kind.name(), who, state)).copied().unwrap_or(0);
                 all.push((format!("{kind} x {} {}", who.name(), state.name()), count));
             }
         }
@@ -117,9 +117,9 @@ pub fn table(coverage: &Coverage) -> String {
         }
         out.push('\n');
         for kind in KINDS {
-            let _ = write!(out, "  {kind:<32}");
+            let _ = write!(out, "  {:<32}", kind.name());
             for state in states {
-                let count = coverage.faults.get(&(*kind, who, *state)).copied().unwrap_or(0);
+                let count = coverage.faults.get(&(kind.name(), who, *state)).copied().unwrap_or(0);
                 let cell = if can_meet(who, *state) { count.to_string() } else { "cannot".to_owned() };
                 let _ = write!(out, "{cell:>17}");
             }
@@ -143,7 +143,7 @@ pub fn csv(coverage: &Coverage) -> String {
     for kind in KINDS {
         for who in Who::ALL {
             for state in who.states() {
-                let count = coverage.faults.get(&(*kind, who, *state)).copied().unwrap_or(0);
+                let count = coverage.faults.get(&(kind.name(), who, *state)).copied().unwrap_or(0);
                 let why = never_met(who, *state).unwrap_or_default();
                 let _ = writeln!(out, "fault,{},{kind},{},{count},\"{why}\"", who.name(), state.name());
             }

@@ -436,6 +436,8 @@ pub(crate) fn measure(
         digest: 0,
         requests,
         counters,
+        struck: Default::default(),
+        effects: Default::default(),
         leaks,
         sim_ps: last_end.since(zero).0,
         wall_seconds: driver::now().since(began).as_secs(),

@@ -150,6 +150,7 @@ pub(super) struct Standing {
     fences: u64,
     stale_immediates: u64,
     repeated_parts: u64,
+    malformed_frames: u64,
     pub(super) memory_regions: u64,
     pub(super) queue_pairs: u64,
     pub(super) buffers: u64,
@@ -170,6 +171,7 @@ impl Standing {
             fences: counters.fences,
             stale_immediates: counters.stale_immediates,
             repeated_parts: counters.repeated_parts,
+            malformed_frames: counters.malformed_frames,
             memory_regions: objects.memory_regions as u64,
             queue_pairs: objects.queue_pairs as u64,
             buffers: objects.buffers as u64,
@@ -196,6 +198,7 @@ impl Standing {
             fences: self.fences,
             stale_immediates: self.stale_immediates,
             repeated_parts: self.repeated_parts,
+            malformed_frames: self.malformed_frames,
         }
     }
 }

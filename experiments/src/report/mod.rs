@@ -8,7 +8,7 @@ mod summary;
 pub(crate) mod table;
 
 pub use expect::{Checked, check, value_path, value_paths};
-pub use result::{Counters, Leaks, Outcome, RequestRecord, RunResult};
+pub use result::{Counters, Effects, Leaks, Outcome, RequestRecord, RunResult};
 pub use rows::write_requests;
 pub use stats::Stats;
 pub use summary::{Digest, RequestCounts, SloShare, Summary};

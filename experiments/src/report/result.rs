@@ -11,6 +11,10 @@ pub struct RunResult {
     pub requests: Vec<RequestRecord>,
     /// Totals.
     pub counters: Counters,
+    /// Faults that struck, by kind.
+    pub struck: sim::fault::Struck,
+    /// What faults did.
+    pub effects: Effects,
     /// What was left over at the end.
     pub leaks: Leaks,
     /// Virtual time of the last event, ps.
@@ -36,6 +40,60 @@ pub struct Counters {
     pub extrapolated: u64,
     /// Events of the simulator.
     pub events: u64,
+}
+
+/// What faults did to packets, requests, completions and control messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Effects {
+    /// Packets lost on links.
+    pub packets_lost: u64,
+    /// Times that a requester went back at once, because the responder saw a gap.
+    pub retransmissions: u64,
+    /// Times that a requester went back because no acknowledgement came.
+    pub ack_timeouts: u64,
+    /// Chains refused in part.
+    pub refused_posts: u64,
+    /// Completions that came late.
+    pub late_completions: u64,
+    /// Rows of requests that were executed and never acknowledged.
+    pub unacknowledged: u64,
+    /// Control messages (frames) lost, doubled, held back, delayed, cut or changed.
+    pub frames_disturbed: u64,
+    /// Frames that a node refused, because they were cut or changed.
+    pub malformed_frames: u64,
+}
+
+impl Effects {
+    /// Of a simulation.
+    pub(crate) fn of(world: &sim::world::World) -> Self {
+        let (fabric, frames) = (world.fabrics().counters(), world.disturbed());
+        Self {
+            packets_lost: fabric.packets_lost,
+            retransmissions: fabric.retransmissions,
+            ack_timeouts: fabric.timeouts,
+            refused_posts: fabric.refused_posts,
+            late_completions: fabric.late_completions,
+            unacknowledged: fabric.unacknowledged,
+            frames_disturbed: frames.lost
+                + frames.duplicated
+                + frames.reordered
+                + frames.delayed
+                + frames.truncated
+                + frames.garbled,
+            malformed_frames: world.counters().malformed_frames,
+        }
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.packets_lost += other.packets_lost;
+        self.retransmissions += other.retransmissions;
+        self.ack_timeouts += other.ack_timeouts;
+        self.refused_posts += other.refused_posts;
+        self.late_completions += other.late_completions;
+        self.unacknowledged += other.unacknowledged;
+        self.frames_disturbed += other.frames_disturbed;
+        self.malformed_frames += other.malformed_frames;
+    }
 }
 
 /// Deviations from a clean end, each 0 when nothing leaked: rooms, slots, timers and promised receives left

@@ -1,8 +1,11 @@
 //! `summary.json`.
 
-use serde::{Serialize, Serializer};
+use std::collections::BTreeMap;
 
-use super::result::{Leaks, Outcome, RunResult};
+use serde::{Serialize, Serializer};
+use sim::fault::FaultKind;
+
+use super::result::{Effects, Leaks, Outcome, RunResult};
 use super::stats::Stats;
 use crate::spec::SloSpec;
 
@@ -45,6 +48,10 @@ pub struct Summary {
     pub rnr_naks: u64,
     /// Compute times beyond what was measured.
     pub extrapolated: u64,
+    /// Faults that struck, by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// What faults did.
+    pub effects: Effects,
     /// What was left over.
     pub leaks: Leaks,
     /// Invariants that did not hold.
@@ -100,11 +107,13 @@ impl Summary {
     pub fn of(name: &str, slo: &SloSpec, runs: &[RunResult]) -> Self {
         let mut requests = RequestCounts::default();
         let mut leaks = Leaks::default();
+        let mut effects = Effects::default();
         let [mut ttft, mut tpot, mut transfer, mut exposed] = [const { Vec::new() }; 4];
         let (mut cached_tokens, mut prompt_tokens) = (0, 0);
         let mut met = [0_u64; 3];
         for run in runs {
             leaks.add(&run.leaks);
+            effects.add(&run.effects);
             for record in &run.requests {
                 requests.total += 1;
                 cached_tokens += u64::from(record.cached_tokens);
@@ -148,6 +157,11 @@ impl Summary {
             registry_messages: sum(|run| run.counters.registry_messages),
             rnr_naks: sum(|run| run.counters.rnr_naks),
             extrapolated: sum(|run| run.counters.extrapolated),
+            faults: FaultKind::ALL
+                .into_iter()
+                .map(|kind| (kind.name(), runs.iter().map(|run| run.struck.of(kind)).sum()))
+                .collect(),
+            effects,
             leaks,
             violations: runs.iter().map(|run| run.violations.len() as u64).sum(),
             sim_seconds: runs.iter().map(|run| run.sim_ps as f64 / PS_PER_S).sum(),

@@ -56,6 +56,15 @@ pub fn table(summary: &Summary) -> String {
         summary.rnr_naks,
         count(summary.extrapolated)
     );
+    let struck: Vec<_> = summary
+        .faults
+        .iter()
+        .filter(|(_, n)| **n > 0)
+        .map(|(kind, n)| format!("{} {kind}", count(*n)))
+        .collect();
+    if !struck.is_empty() {
+        let _ = writeln!(out, "{:<22}{}", "faults", struck.join(", "));
+    }
     let _ = writeln!(out, "{:<22}{}", "leaks", leaked(summary));
     let rate = summary.events as f64 / summary.wall_seconds.max(1e-9);
     let _ = writeln!(

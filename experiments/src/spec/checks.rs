@@ -1,4 +1,4 @@
-//! `slo:`, `faults:` and `expect:`: what is to go wrong, and what is to hold.
+//! `slo:` and `expect:`: what is to hold.
 
 use models::Picos;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
@@ -16,53 +16,6 @@ pub struct SloSpec {
     /// (Last - first token) / (tokens - 1).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tpot: Option<Picos>,
-}
-
-/// One fault: when, and one of the kinds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FaultSpec {
-    /// When it happens, from the start of the run.
-    pub at: Picos,
-    /// A queue pair goes to ERR.
-    #[serde(rename = "queue-pair-error", default, skip_serializing_if = "Option::is_none")]
-    pub queue_pair_error: Option<QueuePairError>,
-    /// A port's link goes down.
-    #[serde(rename = "link-down", default, skip_serializing_if = "Option::is_none")]
-    pub link_down: Option<LinkDown>,
-}
-
-impl FaultSpec {
-    /// When it is over, from the start of the run.
-    #[must_use]
-    pub fn end(&self) -> Picos {
-        let lasts = self.link_down.map_or(0, |down| down.duration.0);
-        Picos(self.at.0.saturating_add(lasts))
-    }
-}
-
-/// A queue pair of a prefill instance goes to ERR.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct QueuePairError {
-    /// Prefill instance, from 0.
-    pub prefill: u32,
-    /// Which of its queue pairs, from 0 and modulo how many there are then.
-    pub index: u32,
-}
-
-/// A port's link goes down and comes back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LinkDown {
-    /// Host, from 0: that of each prefill instance first, then that of each decode instance.
-    pub host: u32,
-    /// Port of the host, from 0.
-    #[serde(default)]
-    pub port: u32,
-    /// How long.
-    #[serde(rename = "for")]
-    pub duration: Picos,
 }
 
 /// What a value of `summary.json` must be: a number, or `{min: .., max: ..}`.

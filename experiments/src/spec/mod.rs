@@ -8,6 +8,7 @@ mod checks;
 mod cluster;
 mod engine;
 mod error;
+pub mod faults;
 pub(crate) mod field;
 mod locate;
 mod set;
@@ -25,7 +26,7 @@ use serde_json::Value;
 use serde_path_to_error::Segment as SerdeSegment;
 
 use crate::compute;
-pub use checks::{Bound, FaultSpec, LinkDown, QueuePairError, SloSpec};
+pub use checks::{Bound, SloSpec};
 pub use cluster::{Capacity, ClusterSpec, MAX_PAGES, MemorySpec, SideSpec, TopologySpec};
 pub use engine::{
     Admission, BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, Order, PolicySpec, PortReach,
@@ -33,6 +34,7 @@ pub use engine::{
 };
 pub use error::{Place, SpecError};
 pub(crate) use error::{nearest, rephrase};
+pub use faults::FaultSpec;
 pub use locate::Segment;
 pub use set::{Override, SetError};
 pub use verbs::{Network, ReachSpec, VerbsMemory, VerbsSideSpec, VerbsSpec};

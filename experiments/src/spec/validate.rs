@@ -76,7 +76,9 @@ impl Spec {
         self.lengths()?;
         self.requests()?;
         self.rules()?;
-        self.faults()?;
+        if let Some((path, problem)) = self.fault_problem() {
+            return wrong(&path, problem);
+        }
         if let Some((key, problem)) = self.verbs.problem() {
             return wrong(&format!("verbs.{key}"), problem);
         }
@@ -310,43 +312,6 @@ impl Spec {
                     &format!("workload.synthetic.{name}"),
                     format!("min {min} is above max {max}; exchange them"),
                 );
-            }
-        }
-        Ok(())
-    }
-
-    fn faults(&self) -> Result<(), Problem> {
-        let prefill = &self.cluster.prefill;
-        let hosts = prefill.instances.saturating_add(self.cluster.decode.instances);
-        for (i, fault) in self.faults.iter().enumerate() {
-            let here = format!("faults.{i}");
-            match (&fault.queue_pair_error, &fault.link_down) {
-                (Some(error), None) => {
-                    if error.prefill >= prefill.instances {
-                        return wrong(
-                            &format!("{here}.queue-pair-error.prefill"),
-                            format!(
-                                "{} is not there, expected 0 to {}",
-                                error.prefill,
-                                prefill.instances - 1
-                            ),
-                        );
-                    }
-                }
-                (None, Some(down)) => {
-                    let side = if down.host < prefill.instances { prefill } else { &self.cluster.decode };
-                    for (key, value, count) in
-                        [("host", down.host, hosts), ("port", down.port, self.ports(side))]
-                    {
-                        if value >= count {
-                            return wrong(
-                                &format!("{here}.link-down.{key}"),
-                                format!("{value} is not there, expected 0 to {}", count - 1),
-                            );
-                        }
-                    }
-                }
-                _ => return wrong(&here, "expected one of `queue-pair-error` and `link-down`"),
             }
         }
         Ok(())

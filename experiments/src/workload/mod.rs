@@ -11,7 +11,7 @@ mod error;
 mod format;
 mod lines;
 mod listed;
-mod random;
+pub(crate) mod random;
 mod synthetic;
 mod timestamp;
 mod trace;

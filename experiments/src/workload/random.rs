@@ -19,6 +19,8 @@ pub enum Purpose {
     Tenant = 5,
     /// Where within its tick a request of a trace arrives.
     Spread = 6,
+    /// Where and when faults strike; the entry's number is added.
+    Faults = 1 << 16,
 }
 
 /// One stream of random numbers.
@@ -33,6 +35,13 @@ impl Random {
         let mut rng = ChaCha8Rng::from_seed(key);
         rng.set_stream(purpose as u64);
         Random(rng)
+    }
+
+    /// The stream of the n-th thing with this purpose.
+    pub fn nth(seed: u64, purpose: Purpose, n: u64) -> Self {
+        let mut random = Self::new(seed, purpose);
+        random.0.set_stream((purpose as u64).wrapping_add(n));
+        random
     }
 
     /// Uniform over [0, 1), a multiple of 2^-53.

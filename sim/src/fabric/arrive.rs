@@ -27,7 +27,7 @@ impl Fabrics {
             && qp.port == place.port
             && qp.end.psn == peer.end.psn
             && qp.talks_to(&from.end)
-            && host.ports[place.port.index()].up;
+            && host.passes(place.port);
         takes.then_some((place.host, id))
     }
 
@@ -52,6 +52,9 @@ impl Fabrics {
         };
         let answered = segment.kind.answered();
         let back = self.hosts[host as usize].nic.ack.0 + place.back;
+        if self.losses.any() && self.lost_on_the_way(host, id, number, back, now, q) {
+            return;
+        }
         let mistakes = self.hosts[host as usize].mistakes;
         if mistakes.immediate_before_data && segment.imm.is_some() && !segment.announced {
             return self.announce(host, id, number, (there, target), now, q);
@@ -62,24 +65,22 @@ impl Fabrics {
             self.touch(there, now);
             self.work(host, id, &segment, there, target, now, q)
         };
-        // ACKs and NAKs are cumulative: this one stands for those that a dead link swallowed.
         let cqe = self.hosts[host as usize].nic.send_cqe.0;
-        if let Some(qp) = self.hosts[host as usize].qp(id) {
-            let (before, acked) = ((number - qp.head) as usize, (now + back).max(qp.last_ack));
-            let mut seen = false;
-            for earlier in qp.sq.range_mut(..before).filter(|s| s.acked == Time::NEVER) {
-                earlier.acked = acked;
-                seen |= earlier.signaled || earlier.kind.answered();
-            }
-            if seen {
-                qp.last_ack = acked;
-                q.at(acked + cqe, FabricEvent(Inner::Acked { host, qp: id }));
-            }
-        }
+        self.acknowledge_before(host, id, number, now + back, q);
         match verdict {
             Ok(()) => {
                 let own = &mut self.hosts[host as usize];
                 own.counters.bytes += if segment.executed { 0 } else { segment.load.bytes };
+                if (self.losses.any() || own.faults.unacknowledged > 0 || segment.deaf)
+                    && self.ack_lost(host, id, number)
+                {
+                    if let Some(segment) = self.hosts[host as usize].qp(id).and_then(|qp| qp.segment(number))
+                    {
+                        segment.executed = true;
+                    }
+                    return self.lose(host, id, now, q);
+                }
+                let own = &mut self.hosts[host as usize];
                 let Some(qp) = own.qp(id) else { return };
                 let acked = if answered { now } else { now + back }.max(qp.last_ack);
                 qp.last_ack = acked;
@@ -114,6 +115,29 @@ impl Fabrics {
                 let (index, status) = (fault.index, fault.requester);
                 q.at(now + back, FabricEvent(Inner::Nak { host, qp: id, epoch, index, status }));
             }
+        }
+    }
+
+    /// ACKs and NAKs are cumulative: one of segment `number` stands for those before it that were lost.
+    pub(super) fn acknowledge_before(
+        &mut self,
+        host: u32,
+        id: QpId,
+        number: u64,
+        at: Time,
+        q: &mut impl Schedule,
+    ) {
+        let cqe = self.hosts[host as usize].nic.send_cqe.0;
+        let Some(qp) = self.hosts[host as usize].qp(id) else { return };
+        let (before, acked) = ((number - qp.head) as usize, at.max(qp.last_ack));
+        let mut seen = false;
+        for earlier in qp.sq.range_mut(..before).filter(|s| s.acked == Time::NEVER) {
+            earlier.acked = acked;
+            seen |= earlier.signaled || earlier.kind.answered();
+        }
+        if seen {
+            qp.last_ack = acked;
+            q.at(acked + cqe, FabricEvent(Inner::Acked { host, qp: id }));
         }
     }
 
@@ -181,7 +205,7 @@ impl Fabrics {
             Vec::new()
         };
         if fault.is_none() && !segment.placed && (ready || segment.kind == Kind::Write) {
-            fault = self.execute(host, id, segment, (there, rport), access, &ranges);
+            fault = self.execute(host, id, segment, (there, rport), access, &ranges, None);
         }
         if let Some(fault) = fault {
             if fault.remote {
@@ -226,6 +250,8 @@ impl Fabrics {
         }
     }
 
+    /// Does what a segment says to the memory of both ends; with `limit` only so many of its bytes.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn execute(
         &mut self,
         host: u32,
@@ -234,13 +260,14 @@ impl Fabrics {
         (there, remote_port): (u32, PortId),
         access: engine::fabric::Access,
         receive: &[engine::fabric::Sge],
+        limit: Option<u64>,
     ) -> Option<Fault> {
         let mistakes = self.hosts[there as usize].mistakes;
         let lanes = &mut self.lanes;
         let mut run = |qp: &Qp, sides: Sides<'_>| {
             let mtu = u64::from(qp.mtu());
             let mut ends = Ends { sides, local_port: qp.port, remote_port, access, mtu, mistakes };
-            exec::execute(qp, segment, &mut ends, lanes, receive, None).err()
+            exec::execute(qp, segment, &mut ends, lanes, receive, limit).err()
         };
         if host == there {
             let (qp, memory) = self.hosts[host as usize].qp_and_memory(id)?;

@@ -66,8 +66,8 @@ impl Fabric for SimFabric {
             depth.into(),
             "1 to the device's max_cqe",
         )?;
-        let entries = VecDeque::new();
-        self.cqs.push(Some(Cq { port, depth, entries, users: 0, overrun: false, touched: false }));
+        let (entries, late) = (VecDeque::new(), VecDeque::new());
+        self.cqs.push(Some(Cq { port, depth, entries, late, users: 0, overrun: false, touched: false }));
         Ok(CqId(self.cqs.len() as u32 - 1))
     }
     fn destroy_cq(&mut self, cq: CqId) -> Result<()> {
@@ -113,6 +113,7 @@ impl Fabric for SimFabric {
 
     fn create_qp(&mut self, port: PortId, spec: QpSpec) -> Result<QpId> {
         self.known_port(port)?;
+        self.awake(port, "ibv_create_qp")?;
         let limits = self.limits;
         check(
             self.live_qps < limits.max_qp,

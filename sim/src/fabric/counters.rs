@@ -23,6 +23,16 @@ pub struct Counters {
     pub timeouts: u64,
     /// Arrivals that a responder dropped because its queue pair was not there, not ready or somebody else's by then.
     pub dropped: u64,
+    /// Packets that a fault lost, data and acknowledgements, at the requester.
+    pub packets_lost: u64,
+    /// Times that a requester went back because of a lost packet, NAKed or timed out.
+    pub retransmissions: u64,
+    /// Rows of requests that a fault kept from ever being acknowledged.
+    pub unacknowledged: u64,
+    /// Chains that a fault refused in part.
+    pub refused_posts: u64,
+    /// Completions that a fault held back.
+    pub late_completions: u64,
 }
 
 impl Counters {
@@ -38,6 +48,11 @@ impl Counters {
         self.rnr_naks += other.rnr_naks;
         self.timeouts += other.timeouts;
         self.dropped += other.dropped;
+        self.packets_lost += other.packets_lost;
+        self.retransmissions += other.retransmissions;
+        self.unacknowledged += other.unacknowledged;
+        self.refused_posts += other.refused_posts;
+        self.late_completions += other.late_completions;
     }
 }
 

@@ -1,10 +1,85 @@
-//! Faults that an experiment injects.
+//! Faults of ports, NICs and providers that an experiment injects.
 
-use super::{Fabrics, Ready, Schedule};
+use super::host::{Entry, Todo};
+use super::{FabricEvent, Fabrics, Inner, Ready, Schedule, SimFabric};
 use crate::net::{NetError, Network};
-use engine::fabric::{Event, QpState};
-use engine::id::{PortId, QpId};
-use engine::time::Time;
+use engine::fabric::{Error, Event, Fabric as _, QpState};
+use engine::id::{CqId, PortId, QpId};
+use engine::time::{Span, Time};
+
+/// What is wrong with a port.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PortFaults {
+    down: bool,
+    drained: bool,
+    reset: bool,
+}
+
+impl PortFaults {
+    /// Whether packets get through.
+    pub(super) fn passes(self) -> bool {
+        !(self.down || self.reset)
+    }
+}
+
+/// What is wrong with a host.
+#[derive(Debug, Default)]
+pub(super) struct HostFaults {
+    pub(super) ports: Vec<PortFaults>,
+    /// The number of the request to refuse in its chain, and of how many chains.
+    refuse: (u64, u32),
+    /// Rows of requests whose acknowledgements will never come.
+    pub(super) unacknowledged: u32,
+    /// How much later completions come.
+    delay: Span,
+    /// No receive can be used.
+    pub(super) dry: bool,
+}
+
+impl HostFaults {
+    pub(super) fn new(ports: usize) -> Self {
+        Self { ports: vec![PortFaults::default(); ports], ..Self::default() }
+    }
+
+    /// Requests of a chain that the provider takes: all but if a fault says otherwise.
+    pub(super) fn takes(&self) -> u64 {
+        if self.refuse.1 > 0 { self.refuse.0 } else { u64::MAX }
+    }
+
+    pub(super) fn refused(&mut self) {
+        self.refuse.1 = self.refuse.1.saturating_sub(1);
+    }
+}
+
+impl SimFabric {
+    pub(super) fn passes(&self, port: PortId) -> bool {
+        self.faults.ports.get(port.index()).is_some_and(|p| p.passes())
+    }
+
+    /// Whether a port's NIC is there to be asked.
+    pub(super) fn awake(&self, port: PortId, call: &'static str) -> Result<(), Error> {
+        const EIO: i32 = 5;
+        match self.faults.ports.get(port.index()) {
+            Some(p) if p.reset => Err(Error::System { call, errno: EIO, advice: "" }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps a completion back if completions are late, and behind those that are. Gives back what is not kept.
+    pub(super) fn keep_late(&mut self, cq: CqId, entry: Entry) -> Option<Entry> {
+        let (now, delay) = (self.now, self.faults.delay);
+        let Some(Some(queue)) = self.cqs.get_mut(cq.index()) else { return Some(entry) };
+        let last = queue.late.back().map(|(at, _)| *at);
+        if delay == Span(0) && last.is_none() {
+            return Some(entry);
+        }
+        let at = (now + delay).max(last.unwrap_or(Time::ZERO));
+        queue.late.push_back((at, entry));
+        self.counters.late_completions += 1;
+        self.todo.push(Todo::Late(cq, at));
+        None
+    }
+}
 
 impl Fabrics {
     /// A queue pair fails by itself: it goes to ERR, and [`Event::QpFatal`] says so.
@@ -16,12 +91,43 @@ impl Fabrics {
         q: &mut impl Schedule,
         ready: &mut Vec<Ready>,
     ) {
+        self.break_qp(host, qp, now);
+        self.settle(now, q, ready);
+    }
+
+    fn break_qp(&mut self, host: usize, qp: QpId, now: Time) {
         let own = self.touch(host as u32, now);
         if own.qp_ref(qp).is_some_and(|p| !matches!(p.state, QpState::Reset | QpState::Err)) {
             own.fail(qp, None);
             own.push_event(Event::QpFatal(qp));
         }
-        self.settle(now, q, ready);
+    }
+
+    /// Changes what is wrong with a port. What is on the way when packets stop to pass is lost, and so are ACKs.
+    fn set_port(
+        &mut self,
+        host: usize,
+        port: PortId,
+        now: Time,
+        q: &mut impl Schedule,
+        change: impl FnOnce(&mut PortFaults),
+    ) {
+        let own = self.touch(host as u32, now);
+        let Some(faults) = own.faults.ports.get_mut(port.index()) else { return };
+        let passed = faults.passes();
+        change(faults);
+        let (passes, up) = (faults.passes(), faults.passes() && !faults.drained);
+        if std::mem::replace(&mut own.ports[port.index()].up, up) != up {
+            own.push_event(if up { Event::PortUp(port) } else { Event::PortDown(port) });
+        }
+        if passed && !passes {
+            let global = own.global(port);
+            for h in 0..self.hosts.len() as u32 {
+                for id in self.hosts[h as usize].qp_ids() {
+                    self.cut_off(h, id, global, now, q);
+                }
+            }
+        }
     }
 
     /// A port loses its link. What is on the way to it, and ACKs over it, are lost.
@@ -33,17 +139,7 @@ impl Fabrics {
         q: &mut impl Schedule,
         ready: &mut Vec<Ready>,
     ) {
-        let own = self.touch(host as u32, now);
-        let Some(state) = own.ports.get_mut(port.index()) else { return };
-        if std::mem::replace(&mut state.up, false) {
-            own.push_event(Event::PortDown(port));
-            let global = own.global(port);
-            for h in 0..self.hosts.len() as u32 {
-                for id in self.hosts[h as usize].qp_ids() {
-                    self.cut_off(h, id, global, now, q);
-                }
-            }
-        }
+        self.set_port(host, port, now, q, |faults| faults.down = true);
         self.settle(now, q, ready);
     }
 
@@ -56,11 +152,42 @@ impl Fabrics {
         q: &mut impl Schedule,
         ready: &mut Vec<Ready>,
     ) {
-        let own = self.touch(host as u32, now);
-        let Some(state) = own.ports.get_mut(port.index()) else { return };
-        if !std::mem::replace(&mut state.up, true) {
-            own.push_event(Event::PortUp(port));
+        self.set_port(host, port, now, q, |faults| faults.down = false);
+        self.settle(now, q, ready);
+    }
+
+    /// A port is taken out of service, or put back: its host hears that it is down (up), packets pass all the same.
+    pub fn link_drain(
+        &mut self,
+        host: usize,
+        port: PortId,
+        drained: bool,
+        now: Time,
+        q: &mut impl Schedule,
+        ready: &mut Vec<Ready>,
+    ) {
+        self.set_port(host, port, now, q, |faults| faults.drained = drained);
+        self.settle(now, q, ready);
+    }
+
+    /// A NIC resets, or is back. Its queue pairs fail, each with an event, and its link is down until it is back.
+    pub fn nic_reset(
+        &mut self,
+        host: usize,
+        port: PortId,
+        reset: bool,
+        now: Time,
+        q: &mut impl Schedule,
+        ready: &mut Vec<Ready>,
+    ) {
+        if reset {
+            for qp in self.hosts[host].qp_ids() {
+                if self.hosts[host].qp_ref(qp).is_some_and(|p| p.port == port) {
+                    self.break_qp(host, qp, now);
+                }
+            }
         }
+        self.set_port(host, port, now, q, |faults| faults.reset = reset);
         self.settle(now, q, ready);
     }
 
@@ -84,4 +211,68 @@ impl Fabrics {
         self.reschedule(q);
         Ok(())
     }
+
+    /// Each packet that crosses a port's link is lost with this probability from now on; 0 for none.
+    pub fn lose_packets(&mut self, host: usize, port: PortId, probability: f64) {
+        let own = &self.hosts[host];
+        if port.index() < own.ports.len() {
+            let global = own.global(port) as usize;
+            self.losses.set(global, probability);
+        }
+    }
+
+    /// The provider refuses the request with this number of the next `times` chains that are long enough.
+    pub fn refuse_posts(&mut self, host: usize, request: u32, times: u32) {
+        self.hosts[host].faults.refuse = (request.into(), times);
+    }
+
+    /// The next `times` rows of WRITEs or SENDs of a host that are executed are never acknowledged.
+    pub fn swallow_acks(&mut self, host: usize, times: u32) {
+        let faults = &mut self.hosts[host].faults;
+        faults.unacknowledged = faults.unacknowledged.saturating_add(times);
+    }
+
+    /// Completions of a host come so much later from now on.
+    pub fn delay_completions(&mut self, host: usize, by: Span) {
+        self.hosts[host].faults.delay = by;
+    }
+
+    /// No receive of a host can be used until they are given back.
+    pub fn withhold_receives(&mut self, host: usize, withheld: bool) {
+        self.hosts[host].faults.dry = withheld;
+    }
+
+    /// Completions that were late are due.
+    pub(super) fn late(&mut self, host: u32, cq: CqId, now: Time) {
+        let own = self.touch(host, now);
+        while let Some(Some(queue)) = own.cqs.get_mut(cq.index())
+            && queue.late.front().is_some_and(|(at, _)| *at <= now)
+            && let Some((_, entry)) = queue.late.pop_front()
+        {
+            own.put_cqe(cq, entry);
+        }
+    }
+
+    /// The process that uses a host's NICs dies: the system destroys its queue pairs and takes registrations and memory back. What had left
+    /// the NICs still arrives; peers hear nothing.
+    pub fn process_dies(&mut self, host: usize, now: Time, q: &mut impl Schedule, ready: &mut Vec<Ready>) {
+        let own = self.touch(host as u32, now);
+        for qp in own.qp_ids() {
+            // It is there: nothing refuses to destroy it.
+            let _ = own.destroy_qp(qp);
+        }
+        own.cqs.iter_mut().for_each(|cq| *cq = None);
+        own.srqs.iter_mut().for_each(|srq| *srq = None);
+        own.memory.clear();
+        own.pages.iter_mut().for_each(|pages| *pages = 0);
+        own.touched.clear();
+        own.overruns.clear();
+        own.events.clear();
+        self.settle(now, q, ready);
+    }
+}
+
+/// [`Inner::Late`] for a completion queue.
+pub(super) fn late_event(host: u32, cq: CqId) -> FabricEvent {
+    FabricEvent(Inner::Late { host, cq })
 }

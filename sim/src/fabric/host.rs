@@ -1,6 +1,7 @@
 //! One host's end of the simulated fabric.
 
 use super::counters::{Counters, Objects};
+use super::faults::HostFaults;
 use super::memory::Memory;
 use super::mistakes::Mistakes;
 use super::post::ids;
@@ -56,6 +57,8 @@ pub(super) struct Cq {
     pub(super) port: PortId,
     pub(super) depth: u32,
     pub(super) entries: VecDeque<Entry>,
+    /// Completions that a fault holds back, and until when.
+    pub(super) late: VecDeque<(Time, Entry)>,
     pub(super) users: u32,
     pub(super) overrun: bool,
     pub(super) touched: bool,
@@ -78,6 +81,8 @@ pub(super) enum Todo {
     Serve(QpId),
     /// A queue pair left its connection.
     Gone(Box<Gone>),
+    /// Completions that a fault holds back are due then.
+    Late(CqId, Time),
 }
 
 /// A queue pair as it was when it failed or went: what had left its NIC still arrives.
@@ -122,6 +127,7 @@ pub struct SimFabric {
     pub(super) pages: Vec<u64>,
     pub(super) engine: Vec<Time>,
     pub(super) mistakes: Mistakes,
+    pub(super) faults: HostFaults,
 }
 
 fn stream(seed: u64, purpose: u64, host: u32) -> ChaCha8Rng {
@@ -187,6 +193,7 @@ impl SimFabric {
             pages: vec![0; n],
             engine: vec![Time::ZERO; n],
             mistakes: Mistakes::default(),
+            faults: HostFaults::new(n),
         }
     }
 
@@ -280,6 +287,12 @@ impl SimFabric {
     }
 
     pub(super) fn push_cqe(&mut self, cq: CqId, completion: Completion, slots: u32) {
+        if let Some(entry) = self.keep_late(cq, Entry { completion, slots }) {
+            self.put_cqe(cq, entry);
+        }
+    }
+
+    pub(super) fn put_cqe(&mut self, cq: CqId, entry: Entry) {
         let Some(Some(queue)) = self.cqs.get_mut(cq.index()) else { return };
         if queue.overrun {
             return;
@@ -290,7 +303,7 @@ impl SimFabric {
             return;
         }
         self.counters.completions += 1;
-        queue.entries.push_back(Entry { completion, slots });
+        queue.entries.push_back(entry);
         if !queue.touched {
             queue.touched = true;
             self.touched.push(cq);
@@ -406,6 +419,9 @@ impl SimFabric {
 
     /// Takes the oldest receive for a message on this queue pair.
     pub(super) fn consume(&mut self, qp: QpId) -> Option<WrId> {
+        if self.faults.dry {
+            return None;
+        }
         let qp = self.qps.get_mut(qp.index())?.as_mut()?;
         let Some(id) = qp.spec.srq else { return qp.rq.pop(None) };
         let srq = self.srqs.get_mut(id.index())?.as_mut()?;
@@ -419,6 +435,9 @@ impl SimFabric {
 
     /// The ranges of the oldest receive, if there is a receive.
     pub(super) fn next_receive<'a>(&'a self, qp: &'a Qp) -> Option<&'a [engine::fabric::Sge]> {
+        if self.faults.dry {
+            return None;
+        }
         let queue = match qp.spec.srq {
             Some(srq) => &self.srqs.get(srq.index())?.as_ref()?.queue,
             None => &qp.rq,
@@ -493,6 +512,7 @@ impl SimFabric {
         for cq in [qp.spec.send_cq, qp.spec.recv_cq] {
             if let Some(Some(queue)) = self.cqs.get_mut(cq.index()) {
                 queue.entries.retain(|e| e.completion.qp != qp.id);
+                queue.late.retain(|(_, e)| e.completion.qp != qp.id);
             }
         }
     }
@@ -516,6 +536,7 @@ impl SimFabric {
                 if !matches!(state, S::Reset | S::Init) {
                     return refused;
                 }
+                self.awake(qp.port, "ibv_modify_qp")?;
                 qp.access = access;
                 qp.end.psn = self.psns.next_u32() & 0xff_ffff;
                 qp.state = S::Init;
@@ -524,6 +545,7 @@ impl SimFabric {
                 if state != S::Init {
                     return refused;
                 }
+                self.awake(qp.port, "ibv_modify_qp")?;
                 let end = rtr.peer;
                 check(end.qpn <= 0xff_ffff, "peer qpn", end.qpn.into(), "24 bits")?;
                 check(end.psn <= 0xff_ffff, "peer psn", end.psn.into(), "24 bits")?;
@@ -542,6 +564,7 @@ impl SimFabric {
                 if state != S::Rtr {
                     return refused;
                 }
+                self.awake(qp.port, "ibv_modify_qp")?;
                 check(rts.timeout <= 31, "timeout", rts.timeout.into(), "0 to 31")?;
                 check(rts.retry_cnt <= 7, "retry_cnt", rts.retry_cnt.into(), "0 to 7")?;
                 check(rts.rnr_retry <= 7, "rnr_retry", rts.rnr_retry.into(), "0 to 7")?;

@@ -26,6 +26,7 @@ pub mod duo;
 mod exec;
 mod faults;
 mod host;
+mod loss;
 mod memory;
 mod mistakes;
 pub mod pair;
@@ -45,6 +46,7 @@ use engine::id::{CqId, PortId, QpId};
 use engine::time::{Span, Time};
 use exec::LaneCache;
 use host::{Gone, Todo, Wiring, gid};
+use loss::Losses;
 use qp::Qp;
 use std::sync::Arc;
 
@@ -117,6 +119,8 @@ enum Inner {
     Acked { host: u32, qp: QpId },
     /// Completions of receives are due.
     Received { host: u32, qp: QpId },
+    /// Completions that a fault held back are due.
+    Late { host: u32, cq: CqId },
 }
 
 /// Whoever owns the event queue.
@@ -166,6 +170,7 @@ pub struct Fabrics {
     dirty: Vec<u32>,
     lanes: LaneCache,
     done: Vec<crate::net::Done>,
+    losses: Losses,
 }
 
 impl Fabrics {
@@ -210,6 +215,7 @@ impl Fabrics {
             dirty: Vec::new(),
             lanes: LaneCache::default(),
             done: Vec::new(),
+            losses: Losses::new(seed),
         })
     }
 
@@ -315,6 +321,7 @@ impl Fabrics {
                     own.put_qp(pair);
                 }
             }
+            Inner::Late { host, cq } => self.late(host, cq, now),
         }
         self.settle(now, q, ready);
     }
@@ -351,6 +358,7 @@ impl Fabrics {
                 match task {
                     Todo::Serve(qp) => self.serve(host, qp, now, q),
                     Todo::Gone(gone) => self.bury(host, gone, now, q),
+                    Todo::Late(cq, at) => q.at(at, faults::late_event(host, cq)),
                 }
             }
             let own = &mut self.hosts[host as usize];

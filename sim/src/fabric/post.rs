@@ -79,6 +79,8 @@ impl Qp {
                     left: false,
                     placed: false,
                     announced: false,
+                    again: 0,
+                    deaf: false,
                     executed: false,
                     arrives: Time::NEVER,
                     acked: Time::NEVER,
@@ -121,6 +123,10 @@ impl SimFabric {
                 break;
             }
         }
+        if result.is_err() && chain.posted == self.faults.takes() {
+            self.faults.refused();
+            self.counters.refused_posts += 1;
+        }
         if chain.posted > 0 {
             self.ring(&mut qp, &chain);
         }
@@ -157,7 +163,7 @@ impl SimFabric {
     }
 
     fn one(&self, qp: &mut Qp, chain: &mut Chain, request: &WorkRequest<'_>) -> Result<(), Error> {
-        if qp.used >= qp.spec.max_send {
+        if qp.used >= qp.spec.max_send || chain.posted >= self.faults.takes() {
             return Err(Error::QueueFull);
         }
         let (kind, mut imm) = kind(request.op);
@@ -226,6 +232,7 @@ impl SimFabric {
             return Err(Error::Unsupported("batch of anything but WRITE or READ"));
         }
         let room = u64::from(qp.spec.max_send - qp.used.min(qp.spec.max_send));
+        let room = room.min(self.faults.takes() - chain.posted.min(self.faults.takes()));
         let bad = self.first_invalid(qp, batch.plan, &window);
         let fits = window.end.min(window.start + room);
         let (end, why) = match bad {

@@ -87,6 +87,10 @@ pub(crate) struct Segment {
     pub(crate) placed: bool,
     /// Its immediate came before its data: a mistake on purpose.
     pub(crate) announced: bool,
+    /// Bytes on the wire that have to come again, 0 for all of them: those before a lost packet came.
+    pub(crate) again: u64,
+    /// No ACK of it will ever come back: a fault.
+    pub(crate) deaf: bool,
     /// It was worked at the responder; an ACK may still be lost.
     pub(crate) executed: bool,
     /// When its last byte is in the responder's memory (READ: in the requester's).

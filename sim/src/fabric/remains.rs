@@ -22,7 +22,9 @@ impl Fabrics {
             let number = gone.qp.next;
             if let Some(segment) = number.checked_sub(gone.qp.head).and_then(|i| gone.qp.sq.get(i as usize)) {
                 let wire = segment.rest(&gone.qp, nic, link);
-                let share = if wire == 0 { 0.0 } else { (served / wire as f64).clamp(0.0, 1.0) };
+                // What came before a lost packet is there.
+                let came = (segment.wire - wire) as f64 + served;
+                let share = if wire == 0 { 0.0 } else { (came / segment.wire as f64).clamp(0.0, 1.0) };
                 if !segment.kind.answered() && !segment.placed {
                     torn = Some((number, (segment.load.bytes as f64 * share) as u64));
                 }

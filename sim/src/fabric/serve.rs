@@ -110,7 +110,7 @@ impl Fabrics {
     /// Where a queue pair's peer is, if packets get there now.
     pub(super) fn open(&self, host: u32, qp: &Qp) -> Option<Place> {
         let place = qp.peer.as_ref()?.place?;
-        let up = |host: u32, port: PortId| self.hosts[host as usize].ports[port.index()].up;
+        let up = |host: u32, port: PortId| self.hosts[host as usize].passes(port);
         (up(host, qp.port) && up(place.host, place.port)).then_some(place)
     }
 
@@ -200,6 +200,8 @@ impl Segment {
             self.wire.min(
                 u64::from(qp.mtu()) + u64::from(nic.packet_header(link)) + u64::from(nic.headers.immediate),
             )
+        } else if self.again > 0 {
+            self.wire.min(self.again)
         } else {
             self.wire
         }

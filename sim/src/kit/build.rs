@@ -3,6 +3,7 @@
 use super::Kit;
 use crate::control::ControlConfig;
 use crate::fabric::{Fabrics, HostSpec, PortSpec};
+use crate::fault::{Pace, Paced};
 use crate::net::Topology;
 use crate::nic::NicProfile;
 use crate::world::{AnyNode, World};
@@ -324,6 +325,23 @@ impl Build {
         }
     }
 
+    /// A node of the scenario, in its n-th life: the registry, the router, prefill instances, decode instances.
+    fn node(&self, node: NodeId, life: u32, paces: &[Pace]) -> AnyNode {
+        let compute = || {
+            let pace = paces.get(node.index()).cloned().unwrap_or_default();
+            Box::new(Paced { inner: self.compute, pace })
+        };
+        let config = |side: &Side| InstanceConfig { life, ..side.config.clone() };
+        match node.0 {
+            0 => AnyNode::Registry(Registry::new(life, self.registry())),
+            1 => AnyNode::Router(RouterNode::new(RouterConfig { life, ..self.router.clone() })),
+            n if n < 2 + self.prefill.instances => {
+                AnyNode::Prefill(PrefillNode::new(config(&self.prefill), compute()))
+            }
+            _ => AnyNode::Decode(DecodeNode::new(config(&self.decode), compute())),
+        }
+    }
+
     /// Makes the world, starts it, and waits until every node has registered.
     ///
     /// # Panics
@@ -356,23 +374,15 @@ impl Build {
             }
         }
         let fabrics = Fabrics::new(hosts, topology, self.seed).unwrap_or_else(|error| panic!("{error}"));
-        let mut nodes = vec![
-            (AnyNode::Registry(Registry::new(1, self.registry())), 0),
-            (AnyNode::Router(RouterNode::new(self.router.clone())), 1),
-        ];
-        let compute = || Box::new(self.compute);
-        let (mut prefill, mut decode) = (Vec::new(), Vec::new());
-        for _ in 0..self.prefill.instances {
-            let host = nodes.len();
-            prefill.push(NodeId(host as u32));
-            nodes.push((AnyNode::Prefill(PrefillNode::new(self.prefill.config.clone(), compute())), host));
-        }
-        for _ in 0..self.decode.instances {
-            let host = nodes.len();
-            decode.push(NodeId(host as u32));
-            nodes.push((AnyNode::Decode(DecodeNode::new(self.decode.config.clone(), compute())), host));
-        }
-        let world = World::new(fabrics, nodes, self.control, self.seed);
+        let count = 2 + self.prefill.instances + self.decode.instances;
+        let paces: Vec<Pace> = (0..count).map(|_| Pace::default()).collect();
+        let nodes = (0..count).map(|n| (self.node(NodeId(n), 1, &paces), n as usize)).collect();
+        let prefill = (2..2 + self.prefill.instances).map(NodeId).collect();
+        let decode = (2 + self.prefill.instances..count).map(NodeId).collect();
+        let mut world = World::new(fabrics, nodes, self.control, self.seed);
+        let (build, own) = (self.clone(), paces.clone());
+        world.set_maker(Box::new(move |node, life| build.node(node, life, &own)));
+        world.set_paces(paces);
         Kit::start(self, world, prefill, decode)
     }
 }

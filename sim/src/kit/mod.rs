@@ -28,7 +28,7 @@ use crate::watch::{Watched, Watcher};
 use crate::world::{AnyNode, Fault, Stamped, Verdict, World};
 use engine::id::{NodeId, PortId, RequestId};
 use engine::node::{Held, Node as _, Request, Step};
-use engine::registry::{REGISTRY, Registry, RoomKey};
+use engine::registry::{REGISTRY, RoomKey};
 use engine::time::{Span, Time};
 use tap::Tap;
 
@@ -49,8 +49,6 @@ pub struct Kit {
     decode: Vec<NodeId>,
     tap: Tap,
     watcher: Watcher,
-    /// Lives of the registry.
-    life: u32,
 }
 
 impl Kit {
@@ -75,7 +73,7 @@ impl Kit {
             let error = match world.node(*node) {
                 AnyNode::Prefill(node) => node.error(),
                 AnyNode::Decode(node) => node.error(),
-                AnyNode::Registry(_) | AnyNode::Router(_) => None,
+                AnyNode::Registry(_) | AnyNode::Router(_) | AnyNode::Dead(_) => None,
             };
             assert!(error.is_none(), "node {} cannot start: {error:?}", node.0);
         }
@@ -86,7 +84,7 @@ impl Kit {
             prefix_cache: build.prefill.config.prefix_cache,
         };
         let watcher = Watcher::new(&mut world, watched);
-        Self { build, world, prefill, decode, tap, watcher, life: 1 }
+        Self { build, world, prefill, decode, tap, watcher }
     }
 
     // ---- the story ----
@@ -181,16 +179,34 @@ impl Kit {
         self.world.leave(node);
         self.look();
     }
+    /// A node's process dies, and does not come back before [`Kit::restart`].
+    pub fn crash(&mut self, node: NodeId) {
+        self.fault(Fault::Crash { node });
+    }
+    /// A node comes back, knowing nothing. It dies before that if it lives.
+    pub fn restart(&mut self, node: NodeId) {
+        if !matches!(self.world.node(node), AnyNode::Dead(_)) {
+            self.fault(Fault::Crash { node });
+        }
+        self.over(Fault::Crash { node });
+    }
     /// The registry dies and comes back, knowing nothing.
     pub fn restart_registry(&mut self) {
-        self.life += 1;
-        let registry = Registry::new(self.life, self.build.registry());
-        self.world.restart(REGISTRY, AnyNode::Registry(registry));
-        self.look();
+        self.restart(REGISTRY);
     }
-    /// A fault now.
-    fn fault(&mut self, fault: Fault) {
+    /// A fault begins now.
+    pub fn fault(&mut self, fault: Fault) {
         self.world.fault(self.world.now(), fault);
+        self.run_for(Span(0));
+    }
+    /// A fault that lasts is over now.
+    pub fn over(&mut self, fault: Fault) {
+        self.world.fault_over(self.world.now(), fault);
+        self.run_for(Span(0));
+    }
+    /// A fault begins now and is over after a while.
+    pub fn fault_for(&mut self, fault: Fault, span: Span) {
+        self.world.fault_for(self.world.now(), fault, span);
         self.run_for(Span(0));
     }
     /// A fault after some time.

@@ -99,21 +99,34 @@ impl State {
 /// What kind a fault is, as the key of an experiment says it.
 fn kind(fault: &Fault) -> &'static str {
     match fault {
-        Fault::QueuePairError { .. } => "queue-pair-error",
-        Fault::LinkDown { .. } => "link-down",
         Fault::LinkUp { .. } => "link-up",
-        Fault::Pause { .. } => "pause",
         Fault::Resume { .. } => "resume",
+        fault => fault.kind().name(),
     }
 }
 
 /// The node that a fault strikes; a host has the number of its node.
 pub(super) fn struck(fault: &Fault) -> Option<NodeId> {
     match fault {
-        Fault::QueuePairError { host, .. } | Fault::LinkDown { host, .. } | Fault::LinkUp { host, .. } => {
-            Some(NodeId(*host as u32))
-        }
-        Fault::Pause { node } | Fault::Resume { node } => Some(*node),
+        Fault::QueuePairError { host, .. }
+        | Fault::LinkDown { host, .. }
+        | Fault::LinkUp { host, .. }
+        | Fault::LinkDrain { host, .. }
+        | Fault::Degrade { host, .. }
+        | Fault::Loss { host, .. }
+        | Fault::NicReset { host, .. }
+        | Fault::PostFailure { host, .. }
+        | Fault::CompletionDelay { host, .. }
+        | Fault::Unacknowledged { host, .. }
+        | Fault::ReceivesDry { host } => Some(NodeId(*host as u32)),
+        Fault::Pause { node }
+        | Fault::Resume { node }
+        | Fault::Crash { node }
+        | Fault::Leave { node }
+        | Fault::Clock { node, .. }
+        | Fault::Slow { node, .. } => Some(*node),
+        // To or from the registry: whoever is named.
+        Fault::Control(fault) => fault.from.or(fault.to).filter(|node| node.0 > 0),
     }
 }
 
@@ -122,7 +135,8 @@ pub(super) fn struck(fault: &Fault) -> Option<NodeId> {
 pub struct Coverage {
     /// Transitions: whose, from, to.
     pub transitions: BTreeMap<(Who, State, State), u64>,
-    /// Faults by kind, and the states of the rooms at the node that each hit; all rooms and requests where it hit none in particular.
+    /// Faults by kind, and the states that each met: of requests at the router, and of the rooms at the node that it struck; of all rooms
+    /// where it struck none in particular.
     pub faults: BTreeMap<(&'static str, Who, State), u64>,
 }
 

@@ -51,6 +51,8 @@ pub struct Watcher {
     broken: Vec<Broken>,
     /// By node: whether it had pages when it was last called.
     had_pages: Vec<bool>,
+    /// By node: which of its lives is watched.
+    life: Vec<u32>,
     noted: Noted,
     fresh: Vec<Stamped>,
     changed: Changed,
@@ -78,6 +80,7 @@ impl Watcher {
             coverage: Coverage::default(),
             broken: Vec::new(),
             had_pages: vec![false; nodes],
+            life: (0..nodes).map(|node| world.life(NodeId(node as u32))).collect(),
             noted: Noted::default(),
             fresh: Vec::new(),
             changed: Changed::default(),
@@ -119,11 +122,30 @@ impl Watcher {
         &self.fresh
     }
 
+    /// A process that died, or was started anew: of what there was before nothing is left.
+    fn meet_life(&mut self, world: &mut World, node: NodeId) {
+        let (life, dead) = (world.life(node), matches!(world.node(node), AnyNode::Dead(_)));
+        if self.life[node.index()] == life && !dead {
+            return;
+        }
+        self.life[node.index()] = life;
+        self.rooms[node.index()] = Rooms::default();
+        self.had_pages[node.index()] = false;
+        self.zones.forget(node);
+        let shown = self.what.direction == Direction::Pull && !self.what.prefix_cache;
+        match world.node(node) {
+            AnyNode::Decode(_) => self.zones.add(world, node),
+            AnyNode::Prefill(_) if shown => self.zones.add(world, node),
+            _ => {}
+        }
+    }
+
     fn called(&mut self, world: &mut World, node: NodeId) {
+        self.meet_life(world, node);
         let (who, initiator) = match (world.node(node), self.what.direction) {
             (AnyNode::Prefill(_), way) => (Who::Prefill(way), way == Direction::Push),
             (AnyNode::Decode(_), way) => (Who::Decode(way), way == Direction::Pull),
-            (AnyNode::Registry(_) | AnyNode::Router(_), _) => return,
+            (AnyNode::Registry(_) | AnyNode::Router(_) | AnyNode::Dead(_), _) => return,
         };
         let (coverage, changed) = (&mut self.coverage, &mut self.changed);
         self.rooms[node.index()].look(world, node, who, coverage, changed, &mut self.broken);
@@ -152,9 +174,12 @@ impl Watcher {
 
     /// Counts the states that a fault meets.
     fn met(&mut self, fault: &crate::world::Fault) {
+        // Registry and router have no rooms: what strikes them strikes all.
+        let struck =
+            coverage::struck(fault).filter(|node| self.what.prefill.first().is_some_and(|p| node >= p));
         for (index, rooms) in self.rooms.iter().enumerate() {
             let node = NodeId(index as u32);
-            if coverage::struck(fault).is_some_and(|struck| struck != node) {
+            if struck.is_some_and(|struck| struck != node) {
                 continue;
             }
             let who = if self.what.prefill.contains(&node) {
@@ -166,12 +191,8 @@ impl Watcher {
                 self.coverage.met(fault, who, State::Room(state));
             }
         }
-        if coverage::struck(fault).is_none() {
-            for life in &self.lives {
-                if let Some(state) = life.at_router() {
-                    self.coverage.met(fault, Who::Router, state);
-                }
-            }
+        for state in self.lives.iter().filter_map(Life::at_router) {
+            self.coverage.met(fault, Who::Router, state);
         }
     }
 

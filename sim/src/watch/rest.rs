@@ -24,7 +24,7 @@ fn layout(world: &World, node: Option<&NodeId>) -> Option<Layout> {
     match world.node(*node?) {
         AnyNode::Prefill(node) => node.memory().map(|memory| memory.layout().clone()),
         AnyNode::Decode(node) => node.memory().map(|memory| memory.layout().clone()),
-        AnyNode::Registry(_) | AnyNode::Router(_) => None,
+        AnyNode::Registry(_) | AnyNode::Router(_) | AnyNode::Dead(_) => None,
     }
 }
 

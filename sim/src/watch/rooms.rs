@@ -34,7 +34,7 @@ fn each(node: &AnyNode, see: &mut dyn FnMut(RoomKey, RequestId, RoomState)) {
     match node {
         AnyNode::Prefill(node) => node.rooms(see),
         AnyNode::Decode(node) => node.rooms(see),
-        AnyNode::Registry(_) | AnyNode::Router(_) => {}
+        AnyNode::Registry(_) | AnyNode::Router(_) | AnyNode::Dead(_) => {}
     }
 }
 
@@ -42,7 +42,7 @@ fn ended(node: &AnyNode, key: &RoomKey) -> Option<RoomState> {
     match node {
         AnyNode::Prefill(node) => node.room_ended(key),
         AnyNode::Decode(node) => node.room_ended(key),
-        AnyNode::Registry(_) | AnyNode::Router(_) => None,
+        AnyNode::Registry(_) | AnyNode::Router(_) | AnyNode::Dead(_) => None,
     }
 }
 

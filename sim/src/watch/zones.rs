@@ -50,7 +50,7 @@ fn memory(node: &AnyNode) -> Option<&InstanceMemory> {
     match node {
         AnyNode::Decode(node) => node.memory(),
         AnyNode::Prefill(node) => node.memory(),
-        AnyNode::Registry(_) | AnyNode::Router(_) => None,
+        AnyNode::Registry(_) | AnyNode::Router(_) | AnyNode::Dead(_) => None,
     }
 }
 
@@ -59,7 +59,7 @@ fn prompt_pages(node: &AnyNode, key: &RoomKey) -> Option<(u16, Vec<PageRun>)> {
     let pages = match node {
         AnyNode::Decode(node) => node.prompt_pages(key).map(|(group, table)| (group, table.runs().to_vec())),
         AnyNode::Prefill(node) => node.pages(key).map(|(group, table)| (group, table.runs().to_vec())),
-        AnyNode::Registry(_) | AnyNode::Router(_) => None,
+        AnyNode::Registry(_) | AnyNode::Router(_) | AnyNode::Dead(_) => None,
     };
     pages.filter(|(_, runs)| !runs.is_empty())
 }
@@ -68,7 +68,7 @@ fn has_room(node: &AnyNode, key: &RoomKey) -> bool {
     match node {
         AnyNode::Decode(node) => node.has_room(key),
         AnyNode::Prefill(node) => node.has_room(key),
-        AnyNode::Registry(_) | AnyNode::Router(_) => false,
+        AnyNode::Registry(_) | AnyNode::Router(_) | AnyNode::Dead(_) => false,
     }
 }
 
@@ -154,6 +154,11 @@ impl Zones {
             groups.iter_mut().for_each(|group| group.mark(world, node, &all));
         }
         self.0.insert(node, Zone { groups, owned: Vec::new(), pending: Vec::new() });
+    }
+
+    /// The instance is no more, and nothing of its memory is left.
+    pub(super) fn forget(&mut self, node: NodeId) {
+        self.0.remove(&node);
     }
 
     /// After a call of an instance: rooms that were released, then rooms that were given pages.

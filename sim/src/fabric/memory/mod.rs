@@ -124,6 +124,14 @@ impl Memory {
         copy
     }
 
+    /// Everything is given back at once. Ids, addresses and keys are not used again.
+    pub(crate) fn clear(&mut self) {
+        self.buffers.iter_mut().for_each(|buffer| *buffer = None);
+        self.regions.iter_mut().for_each(|region| *region = None);
+        self.lkeys = Map::default();
+        self.rkeys = Map::default();
+    }
+
     fn get(&self, buf: BufId) -> Result<&Buffer> {
         self.buffers.get(buf.index()).and_then(Option::as_ref).ok_or(Error::NoSuch("buffer"))
     }
