@@ -175,6 +175,7 @@ impl Node for Flood {
             send(cx.out, self.0);
         }
     }
+    fn flush(&mut self, _now: Time, _out: &mut Outbox) {}
     fn deadline(&self) -> Option<Time> {
         None
     }

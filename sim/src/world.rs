@@ -43,6 +43,7 @@ pub struct Dead;
 
 impl Node for Dead {
     fn handle(&mut self, _cx: &mut Cx<'_>, _input: Input<'_>) {}
+    fn flush(&mut self, _now: Time, _out: &mut Outbox) {}
     fn deadline(&self) -> Option<Time> {
         None
     }
@@ -66,6 +67,9 @@ macro_rules! each {
 impl Node for AnyNode {
     fn handle(&mut self, cx: &mut Cx<'_>, input: Input<'_>) {
         each!(self, node => node.handle(cx, input));
+    }
+    fn flush(&mut self, now: Time, out: &mut Outbox) {
+        each!(self, node => node.flush(now, out));
     }
     fn deadline(&self) -> Option<Time> {
         each!(self, node => node.deadline())
@@ -554,6 +558,7 @@ impl World {
         place.digest.word(now.0);
         let mut cx = Cx { now: place.clock.reads(now), fabric: self.fabrics.host(host), out: &mut self.out };
         place.node.handle(&mut cx, input);
+        place.node.flush(cx.now, cx.out);
         for record in &self.out.records {
             place.digest.pair(record.request.0, step_word(record));
         }

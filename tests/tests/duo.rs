@@ -64,6 +64,8 @@ impl Duo {
             slots: 1,
             send_depth: 64,
             receive_depth: 256,
+            // What is stuck stays so.
+            failover: None,
             ..TransferConfig::default()
         };
         change(&mut config);

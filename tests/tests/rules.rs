@@ -158,6 +158,8 @@ fn two_rails(build: Build) -> Build {
             t.rails = 2;
             t.rail_policy = engine::policy::RailPolicy::Striped;
             t.slots = 1;
+            // Else the part that is stuck would go another way.
+            t.failover = None;
         })
 }
 

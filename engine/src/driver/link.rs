@@ -1,7 +1,6 @@
 //! One end of the control channel: a ROUTER for the registry, a DEALER for every other node.
 
 use super::identity::{Identity, IdentityError, MAX_NODES, number};
-use super::now;
 use crate::id::NodeId;
 use crate::registry::{MAX_FRAME, REGISTRY};
 use crate::time::{Span, Time};
@@ -172,9 +171,9 @@ impl Link {
         &self.socket
     }
 
-    /// The next frame and who sent it. What is no frame is dropped and counted.
+    /// The next frame and who sent it; it is `present`. What is no frame is dropped and counted.
     #[inline]
-    pub fn receive(&mut self) -> Result<Option<(NodeId, &[u8])>, LinkError> {
+    pub fn receive(&mut self, present: Time) -> Result<Option<(NodeId, &[u8])>, LinkError> {
         loop {
             let from = match &mut self.end {
                 End::Spoke => Some(REGISTRY),
@@ -186,7 +185,7 @@ impl Link {
                         self.stats.malformed += 1;
                         continue;
                     }
-                    admit(peers, &self.identity, self.silence)
+                    admit(peers, &self.identity, self.silence, present)
                 }
             };
             // The parts of a message come together: there is a second one.
@@ -298,9 +297,8 @@ fn give(socket: &Socket, part: &[u8], flags: i32) -> Result<(), zmq::Error> {
 
 /// Whose identity this is; none if it is nobody's, or its number belongs to another name that was heard of late.
 #[inline]
-fn admit(peers: &mut Vec<Option<Peer>>, bytes: &[u8], silence: Span) -> Option<NodeId> {
+fn admit(peers: &mut Vec<Option<Peer>>, bytes: &[u8], silence: Span, present: Time) -> Option<NodeId> {
     let node = number(bytes)?;
-    let present = now();
     if let Some(Some(peer)) = peers.get_mut(node.index())
         && (*peer.identity == *bytes || present.since(peer.heard) > silence)
     {

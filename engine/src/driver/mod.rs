@@ -44,7 +44,7 @@ use clock::Alarm;
 pub struct DriverConfig {
     /// How long it polls after the last work before it sleeps.
     pub spin: Span,
-    /// Frames taken in a row before it looks at completions again.
+    /// Frames taken in a row before it looks at completions again, and before the node says something.
     pub frames: usize,
     /// Completions taken in a row from one queue.
     pub completions: usize,
@@ -52,7 +52,7 @@ pub struct DriverConfig {
 
 impl Default for DriverConfig {
     fn default() -> Self {
-        Self { spin: Span::us(20), frames: 64, completions: 64 }
+        Self { spin: Span::us(20), frames: 2048, completions: 64 }
     }
 }
 
@@ -98,6 +98,8 @@ pub struct DriverStats {
 const LOOK: Span = Span::ms(1);
 /// A sleep shorter than this is not worth its system calls.
 const SHORTEST_SLEEP: Span = Span::us(5);
+/// The clock is looked at once for so many frames: they take microseconds, and a look costs as much as some of what is in them.
+const FRAMES_A_LOOK: usize = 8;
 /// Asynchronous events taken in a row.
 const EVENTS: usize = 16;
 
@@ -207,11 +209,14 @@ impl<N: Node, D: Device> Driver<N, D> {
     /// One bounded look at everything. Whether there was something.
     fn round(&mut self) -> Result<bool, DriverError> {
         let mut worked = self.completions();
-        for _ in 0..self.config.frames {
-            let Some((from, frame)) = self.link.receive()? else { break };
+        let mut at = now();
+        for taken in 1..=self.config.frames {
+            if taken % FRAMES_A_LOOK == 0 {
+                at = now();
+            }
+            let Some((from, frame)) = self.link.receive(at)? else { break };
             worked = true;
             self.stats.frames += 1;
-            let at = now();
             let mut cx = Cx { now: at, fabric: &mut self.device, out: &mut self.out };
             self.node.handle(&mut cx, Input::Frame { from, bytes: frame });
             stamp(&mut self.out, at, &mut self.records);
@@ -226,7 +231,9 @@ impl<N: Node, D: Device> Driver<N, D> {
             worked = true;
             self.handle(Input::Wake);
         }
-        self.flush()?;
+        if worked {
+            self.flush()?;
+        }
         Ok(worked)
     }
 
@@ -272,7 +279,11 @@ impl<N: Node, D: Device> Driver<N, D> {
         stamp(&mut self.out, at, &mut self.records);
     }
 
+    /// Lets out what the node has gathered over a round: under load, what is said to the same node shares frames.
     fn flush(&mut self) -> Result<(), DriverError> {
+        let at = now();
+        self.node.flush(at, &mut self.out);
+        stamp(&mut self.out, at, &mut self.records);
         for (to, frame) in self.out.frames() {
             self.link.send(to, frame)?;
         }

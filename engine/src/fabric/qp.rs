@@ -79,6 +79,16 @@ pub struct Endpoint {
     pub mtu: u16,
 }
 
+impl Endpoint {
+    /// Stands for a queue pair that is not there: number 0 is the subnet manager's and never an RC queue pair's (InfiniBand spec 3.9.2).
+    pub const NONE: Self = Self { qpn: 0, psn: 0, gid: [0; 16], lid: 0, mtu: 0 };
+
+    /// Whether it stands for none.
+    pub fn is_none(&self) -> bool {
+        self.qpn == 0
+    }
+}
+
 /// A queue pair to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QpSpec {

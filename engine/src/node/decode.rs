@@ -2,7 +2,7 @@
 
 use super::compute::Compute;
 use super::instance::{Admission, BoxedCompute, InstanceConfig, Peers, StartError, pair};
-use super::{Counters, Cx, Held, Input, Node, Reason, Request, Step};
+use super::{Counters, Cx, Held, Input, Node, Outbox, Reason, Request, Step};
 use crate::fabric::Access;
 use crate::id::{InstanceId, RequestId};
 use crate::map::Map;
@@ -658,7 +658,10 @@ impl Node for DecodeNode {
             Some(_) => {}
         }
         self.close(cx);
-        self.client.flush(cx.now, cx.out);
+    }
+
+    fn flush(&mut self, now: Time, out: &mut Outbox) {
+        self.client.flush(now, out);
     }
 
     fn deadline(&self) -> Option<Time> {

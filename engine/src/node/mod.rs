@@ -239,9 +239,12 @@ pub struct Held {
 
 /// A state machine that a driver runs.
 pub trait Node: Send {
-    /// Takes one input.
+    /// Takes one input. What it says may be kept back until [`Node::flush`].
     fn handle(&mut self, cx: &mut Cx<'_>, input: Input<'_>);
-    /// When it wants [`Input::Wake`]. The driver asks after every `handle`.
+    /// Lets out what was kept back. A driver calls it after one input, or after several that were there at once: then what is said
+    /// to the same node shares frames.
+    fn flush(&mut self, now: Time, out: &mut Outbox);
+    /// When it wants [`Input::Wake`]. The driver asks after every `flush`.
     fn deadline(&self) -> Option<Time>;
     /// What it holds now.
     fn held(&self) -> Held;

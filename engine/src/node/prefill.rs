@@ -3,7 +3,7 @@
 use super::cache::PrefixCache;
 use super::compute::{Chunk, Compute};
 use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair};
-use super::{BLOCK_TOKENS, Counters, Cx, Held, Input, Node, Reason, Request, Step};
+use super::{BLOCK_TOKENS, Counters, Cx, Held, Input, Node, Outbox, Reason, Request, Step};
 use crate::fabric::Access;
 use crate::id::{InstanceId, RequestId};
 use crate::map::Map;
@@ -535,7 +535,10 @@ impl Node for PrefillNode {
         self.schedule(cx);
         self.on_news();
         self.close(cx);
-        self.client.flush(cx.now, cx.out);
+    }
+
+    fn flush(&mut self, now: Time, out: &mut Outbox) {
+        self.client.flush(now, out);
     }
 
     fn deadline(&self) -> Option<Time> {

@@ -1,6 +1,6 @@
 //! The router: every request comes here, and is sent to one prefill and one decode instance.
 
-use super::{BLOCK_TOKENS, Counters, Cx, Held, Input, Node, Reason, Request, Step};
+use super::{BLOCK_TOKENS, Counters, Cx, Held, Input, Node, Outbox, Reason, Request, Step};
 use crate::id::{InstanceId, Room};
 use crate::map::Map;
 use crate::policy::{Candidate, Routing, RoutingPolicy};
@@ -247,7 +247,10 @@ impl Node for RouterNode {
                 }
             }
         }
-        self.client.flush(cx.now, cx.out);
+    }
+
+    fn flush(&mut self, now: Time, out: &mut Outbox) {
+        self.client.flush(now, out);
     }
 
     fn deadline(&self) -> Option<Time> {

@@ -14,8 +14,14 @@ mod window;
 
 pub use direction::Direction;
 pub use granularity::Granularity;
-pub use order::{Fifo, Job, JobId, Order, OrderPolicy, ShortestRemaining};
-pub use rails::RailPolicy;
+pub use order::{
+    DeficitRoundRobin, EarliestDeadline, Fifo, Job, JobId, Order, OrderPolicy, Priorities, Shares,
+    ShortestRemaining, Slo, StrictPriority,
+};
+pub use rails::{
+    Bandwidth, Cooldown, Hash as HashRails, Health, LeastInflight, Piece, Rail, RailPolicy, Rails,
+    RoundRobin as RoundRobinRails, Spread,
+};
 pub use replica::ReplicaChoice;
 pub use routing::{Candidate, LeastLoaded, RoundRobin, Routing, RoutingPolicy};
 pub use window::Window;

@@ -1,6 +1,7 @@
 //! How much may be posted and not yet completed.
 
-/// Bounds on what is posted on one port at a time. A request that is larger than the window is posted alone.
+/// Bounds on what is posted on one port at a time. Promises that nothing is posted while as much as this is: so one request may go beyond the
+/// bytes, the one that reaches them, and the aux row and seal that go with it beyond both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// Payload bytes in flight on a port.

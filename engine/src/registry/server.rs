@@ -570,7 +570,7 @@ impl Registry {
         }
     }
 
-    fn flush(&mut self, now: Time, out: &mut Outbox) {
+    fn send(&mut self, now: Time, out: &mut Outbox) {
         for (node, nonce) in self.resets.drain(..) {
             let header = Header { flags: FrameFlags::RESET, epoch: self.epoch, nonce, ..Header::default() };
             out.send(node, |frame| header.write(&[], frame));
@@ -629,8 +629,13 @@ fn member(instance: InstanceId, known: &Instance) -> Option<Member> {
 }
 
 impl Registry {
-    /// What [`Node::handle`] does, which needs no fabric.
+    /// [`Node::handle`] and [`Node::flush`], which need no fabric.
     pub fn step(&mut self, now: Time, input: Input<'_>, out: &mut Outbox) {
+        self.input(now, input);
+        self.send(now, out);
+    }
+
+    fn input(&mut self, now: Time, input: Input<'_>) {
         if !self.started {
             self.started = true;
             if self.members.recovering() {
@@ -643,13 +648,16 @@ impl Registry {
             Input::Wake => self.expire(now),
             _ => {}
         }
-        self.flush(now, out);
     }
 }
 
 impl Node for Registry {
     fn handle(&mut self, cx: &mut Cx<'_>, input: Input<'_>) {
-        self.step(cx.now, input, cx.out);
+        self.input(cx.now, input);
+    }
+
+    fn flush(&mut self, now: Time, out: &mut Outbox) {
+        self.send(now, out);
     }
 
     fn deadline(&self) -> Option<Time> {

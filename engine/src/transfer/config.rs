@@ -3,7 +3,7 @@
 use super::reach::Reach;
 use super::rules::Rules;
 use crate::fabric::{Limits, RnrTimer, Rts};
-use crate::policy::{Direction, Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window};
+use crate::policy::{Cooldown, Direction, Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window};
 use crate::time::Span;
 
 /// Parameters of both sides. What must be equal on both sides says so.
@@ -18,6 +18,8 @@ pub struct TransferConfig {
     pub reach: Reach,
     /// How work is spread over them. Equal on both sides: receives are promised by it.
     pub rail_policy: RailPolicy,
+    /// How long a port or path that failed is left out where there is another one between the same ranks; none: never, everything waits for it.
+    pub failover: Option<Cooldown>,
     /// Which copy of replicated KV sends. Equal on both sides.
     pub replica: ReplicaChoice,
     /// Whether prefill writes or decode reads. Equal on both sides: an instance of the other kind is refused when it registers.
@@ -69,6 +71,7 @@ impl Default for TransferConfig {
             max_queue_pairs: u32::MAX,
             reach: Reach::default(),
             rail_policy: RailPolicy::default(),
+            failover: Some(Cooldown::default()),
             replica: ReplicaChoice::default(),
             direction: Direction::default(),
             granularity: Granularity::default(),

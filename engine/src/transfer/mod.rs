@@ -36,6 +36,7 @@ mod sink;
 mod source;
 mod target;
 mod tombstones;
+mod usable;
 mod wire;
 
 pub use config::TransferConfig;

@@ -7,7 +7,7 @@ use crate::id::{PortId, Rank};
 use crate::policy::ReplicaChoice;
 use crate::registry::{Facts, RankFacts};
 use models::{
-    BufferKind, DType, Group, Layout, LayoutError, Model, PageOrder, Parallel, RankLayout, Relation,
+    BufferKind, DType, Feed, Group, Layout, LayoutError, Model, PageOrder, Parallel, RankLayout, Relation,
     RelationError, SectionPair,
 };
 use std::ops::Range;
@@ -206,49 +206,65 @@ impl Pairing {
         if u64::from(relation.src_ranks()) > super::wire::MAX_SOURCES {
             return Err(PairingError::Sources(relation.src_ranks()));
         }
-        let assignment = relation.assign(|feed| replica.choose(feed.dst_rank));
         let mut classes: Vec<Share> = Vec::new();
         let mut feeds = Vec::new();
         let mut feeds_of = Vec::new();
         let mut nth = vec![0u16; relation.src_ranks() as usize];
         for dst_rank in 0..relation.dst_ranks() {
             let start = feeds.len();
-            for (index, feed) in relation.feeds(dst_rank).iter().enumerate() {
-                let sender = assignment.senders(dst_rank)[index];
+            let mut aux_due = false;
+            for (index, feed, copy) in relation
+                .feeds(dst_rank)
+                .iter()
+                .enumerate()
+                .flat_map(|(index, feed)| copies_of(feed, replica).map(move |copy| (index, feed, copy)))
+            {
+                let sender = feed.source(copy);
+                aux_due |= index == relation.aux_feed(dst_rank) && copy == first_copy(feed, replica);
                 let (src_world, dst_world) = (world(&src_layout, 0, sender), world(&dst_layout, 0, dst_rank));
                 let (src_facts, dst_facts) = (&src.ranks[src_world.index()], &dst.ranks[dst_world.index()]);
                 let buffers = |layout: &Layout, rank: u32, pool: usize| {
                     layout.ranks()[rank as usize].pools()[pool].buffers.clone()
                 };
-                let shares = feed
+                let shares: Vec<Share> = feed
                     .groups
                     .iter()
-                    .map(|group| {
+                    .filter_map(|group| {
+                        let kinds = buffers(&dst_layout, dst_rank, group.pool_dst);
+                        let sends = |&(_, d): &(u32, u32)| {
+                            !replica.splits()
+                                || feed.source(replica.choose(dst_rank, kinds[d as usize].layer)) == sender
+                        };
+                        let lanes: Vec<(u32, u32)> = group.lanes.iter().copied().filter(sends).collect();
+                        let group = Group { lanes, ..group.clone() };
                         let (from, to) =
                             (src_facts.pitches[group.pool_src], dst_facts.pitches[group.pool_dst]);
                         let lane = |&(s, d): &(u32, u32)| Lane {
                             local: u64::from(s) * from,
                             remote: u64::from(d) * to,
                         };
-                        let kinds = buffers(&dst_layout, dst_rank, group.pool_dst);
                         let layers: Vec<u32> =
                             group.lanes.iter().map(|&(_, d)| kinds[d as usize].layer).collect();
-                        let first = layers.iter().copied().min().unwrap_or(0);
+                        let first = layers.iter().copied().min()?;
                         let share = Share {
                             lanes: group.lanes.iter().map(lane).collect(),
                             span: first..layers.iter().copied().max().map_or(0, |last| last + 1),
                             layers,
                             reads: false,
-                            group: group.clone(),
+                            group,
                             class: classes.len() as u32,
                         };
-                        intern(&mut classes, share)
+                        Some(intern(&mut classes, share))
                     })
                     .collect();
+                // More copies than layers: this one has nothing to send.
+                if shares.is_empty() {
+                    continue;
+                }
                 feeds.push(PairFeed {
                     src: Rank(sender as u16),
                     dst: Rank(dst_rank as u16),
-                    aux: index == relation.aux_feed(dst_rank),
+                    aux: std::mem::take(&mut aux_due),
                     shares,
                     nth: nth[sender as usize],
                 });
@@ -352,6 +368,16 @@ impl Pairing {
         let group = usize::from(src_group) * usize::from(dst_groups) + usize::from(dst_group);
         (group * self.feeds.len() + feed) * usize::from(self.rails) + usize::from(rail)
     }
+}
+
+/// Which copies of a feed send, as indices into its sources.
+fn copies_of(feed: &Feed, replica: ReplicaChoice) -> Range<u64> {
+    let first = first_copy(feed, replica);
+    first..if replica.splits() { feed.sources.len().max(1) as u64 } else { first + 1 }
+}
+
+fn first_copy(feed: &Feed, replica: ReplicaChoice) -> u64 {
+    if replica.splits() { 0 } else { replica.choose(feed.dst_rank, 0) }
 }
 
 /// Gives a share the class and the lanes of the first one that is like it.

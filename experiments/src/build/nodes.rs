@@ -18,9 +18,7 @@ use sim::world::AnyNode;
 use super::RunError;
 use crate::compute::Profile;
 use crate::report::Leaks;
-use crate::spec::{
-    Admission, Direction, Granularity, Order, PortReach, Rails, Replica, Routing, SideSpec, Spec,
-};
+use crate::spec::{Admission, Direction, Granularity, PortReach, Routing, SideSpec, Spec};
 
 /// The router's number; the registry is node 0.
 pub(crate) const ROUTER: NodeId = NodeId(1);
@@ -194,13 +192,9 @@ fn transfer(spec: &Spec) -> TransferConfig {
             PortReach::SameRail => Reach::SameRail,
             PortReach::Pairs(pairs) => Reach::Pairs(pairs.as_slice().into()),
         },
-        rail_policy: match spec.policy.rails {
-            Rails::Pinned => policy::RailPolicy::Pinned,
-            Rails::Striped => policy::RailPolicy::Striped,
-        },
-        replica: match spec.policy.replica {
-            Replica::ByDestination => policy::ReplicaChoice::ByDestination,
-        },
+        rail_policy: spec.policy.rails.engine(),
+        failover: spec.policy.failover.engine(),
+        replica: spec.policy.replica.engine(),
         direction: match spec.policy.direction {
             Direction::Push => policy::Direction::Push,
             Direction::Pull => policy::Direction::Pull,
@@ -210,10 +204,7 @@ fn transfer(spec: &Spec) -> TransferConfig {
             Granularity::Chunk => policy::Granularity::Chunk,
             Granularity::LayerWise { layers } => policy::Granularity::LayerWise { layers },
         },
-        order: match spec.policy.order {
-            Order::Fifo => policy::OrderPolicy::Fifo,
-            Order::ShortestRemaining => policy::OrderPolicy::ShortestRemaining,
-        },
+        order: spec.policy.order.engine(spec.slo.ttft),
         window: policy::Window {
             bytes: spec.policy.window.bytes.0,
             requests: spec.policy.window.requests.into(),

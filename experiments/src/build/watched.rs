@@ -79,6 +79,7 @@ impl Look {
         let what = Watched {
             prefill: instances.0.clone(),
             decode: instances.1.clone(),
+            replica: spec.policy.replica.engine(),
             direction: match spec.policy.direction {
                 Direction::Push => engine::policy::Direction::Push,
                 Direction::Pull => engine::policy::Direction::Pull,

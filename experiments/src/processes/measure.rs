@@ -149,7 +149,7 @@ impl Hub {
         let _ = self.link.socket().poll(driver::POLLIN, ms);
         // Bounded, so that whoever floods does not stop the clock.
         for _ in 0..10_000 {
-            let Some((from, frame)) = self.link.receive()? else { break };
+            let Some((from, frame)) = self.link.receive(driver::now())? else { break };
             let Some(number) = from.index().checked_sub(1) else { continue };
             let message = serde_json::from_slice::<FromNode>(frame);
             let name = self.link.name(from).unwrap_or_default();

@@ -85,7 +85,7 @@ impl Member {
     ) -> Result<Option<Order>, LinkError> {
         let mut order = None;
         while order.is_none() {
-            let Some((_, frame)) = self.link.receive()? else { break };
+            let Some((_, frame)) = self.link.receive(driver::now())? else { break };
             // What cannot be read is from another version; its hello will say so there.
             let Ok(message) = serde_json::from_slice::<ToNode>(frame) else { continue };
             self.heard = Some(now);

@@ -143,7 +143,12 @@ fn run<D: Device>(
     member: &mut Option<Member>,
 ) -> Result<String, RunError> {
     let spec = service.spec;
-    let config = DriverConfig { spin: spec.verbs.spin(), ..DriverConfig::default() };
+    let spin = match service.place {
+        // Without a device there is nothing to poll; a thread that spins takes the processor from ZeroMQ's own.
+        Place::Registry => Span(0),
+        _ => spec.verbs.spin(),
+    };
+    let config = DriverConfig { spin, ..DriverConfig::default() };
     let mut driver = Driver::new(node, device, link, config)?;
     let mut feed = match service.place {
         Place::Router => {

@@ -4,6 +4,7 @@ use models::{ByteSize, Picos};
 use serde::{Deserialize, Serialize};
 
 use super::field;
+use super::posting::{Failover, Order, Rails, Replica};
 
 /// The control channel between nodes and the registry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -174,6 +175,8 @@ pub struct PolicySpec {
     pub granularity: Granularity,
     /// Which NIC port of a host carries a part.
     pub rails: Rails,
+    /// Whether a NIC port or path that failed is left out.
+    pub failover: Failover,
     /// Which of several ranks with the same KV sends it.
     pub replica: Replica,
     /// What may be posted and not completed, per port.
@@ -190,6 +193,7 @@ impl Default for PolicySpec {
             order: Order::Fifo,
             granularity: Granularity::Chunk,
             rails: Rails::Pinned,
+            failover: Failover::default(),
             replica: Replica::ByDestination,
             window: WindowSpec::default(),
             admission: Admission::Reserve,
@@ -217,16 +221,6 @@ pub enum Direction {
     Pull,
 }
 
-/// Whose parts are posted next on a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Order {
-    /// In the order in which they became ready.
-    Fifo,
-    /// The request with the fewest bytes left.
-    ShortestRemaining,
-}
-
 /// How much of a request is sent at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -241,24 +235,6 @@ pub enum Granularity {
         #[serde(deserialize_with = "field::count")]
         layers: u32,
     },
-}
-
-/// Which NIC port of a host carries a part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Rails {
-    /// The port near the rank's GPU.
-    Pinned,
-    /// All ports of the host in turn.
-    Striped,
-}
-
-/// Which of several ranks with the same KV sends it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Replica {
-    /// Spread over the copies by destination rank.
-    ByDestination,
 }
 
 /// What may be posted and not completed, per port.

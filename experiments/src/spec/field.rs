@@ -1,5 +1,7 @@
 //! Values that a field can have: each check fails where the value stands, so that the error gets its line.
 
+use std::collections::BTreeMap;
+
 use serde::de::{Deserialize, Deserializer, Error};
 
 use crate::workload::MAX_TOKENS;
@@ -36,6 +38,25 @@ fn number<'de, D: Deserializer<'de>>(
 /// A whole number from 1 on.
 pub(crate) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     whole(deserializer, "a whole number from 1 to 1000000", 1, 1_000_000)
+}
+
+/// Values by tenant.
+pub(crate) fn by_tenant<'de, D, T>(deserializer: D) -> Result<BTreeMap<u32, T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let named = BTreeMap::<String, T>::deserialize(deserializer)?;
+    let numbered = named.into_iter().map(|(tenant, value)| match tenant.parse() {
+        Ok(tenant) => Ok((tenant, value)),
+        Err(_) => Err(wrong(&format!("`{tenant}`"), "the number of a tenant, from 0 on, before the colon")),
+    });
+    numbered.collect()
+}
+
+/// A penalty in percent.
+pub(crate) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    whole(deserializer, "a whole number of percent from 0 to 1000", 0, 1000)
 }
 
 /// Queue pairs between two ranks: every one has receives, a cell of each aux slot and a place in the NIC's cache.

@@ -11,6 +11,7 @@ mod error;
 pub mod faults;
 pub(crate) mod field;
 mod locate;
+mod posting;
 mod set;
 mod validate;
 mod verbs;
@@ -29,13 +30,14 @@ use crate::compute;
 pub use checks::{Bound, SloSpec};
 pub use cluster::{Capacity, ClusterSpec, MAX_PAGES, MemorySpec, SideSpec, TopologySpec};
 pub use engine::{
-    Admission, BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, Order, PolicySpec, PortReach,
-    Rails, Replica, Routing, TransferSpec, WindowSpec,
+    Admission, BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, PolicySpec, PortReach, Routing,
+    TransferSpec, WindowSpec,
 };
 pub use error::{Place, SpecError};
 pub(crate) use error::{nearest, rephrase};
 pub use faults::FaultSpec;
 pub use locate::Segment;
+pub use posting::{Deadline, Failover, LeastInflight, Order, Priorities, Rails, Replica, Shares};
 pub use set::{Override, SetError};
 pub use verbs::{Network, ReachSpec, VerbsMemory, VerbsSideSpec, VerbsSpec};
 pub use workload::{RequestSpec, WorkloadSpec};

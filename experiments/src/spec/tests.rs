@@ -233,3 +233,46 @@ fn links_that_cannot_be_are_refused() {
     let apart = problem(text, &["transfer.reach={pairs: [[7, 7]]}"]);
     assert!(apart.contains("transfer.reach") && apart.contains("ports 0 to 0"), "{apart}");
 }
+
+#[test]
+fn posting_policies_have_parameters() {
+    for value in [
+        "order={earliest-deadline: {ttft: 500ms, per_token: 10us, tenants: {1: 200ms}}}",
+        "order={deficit-round-robin: {}}",
+        "order={deficit-round-robin: {quantum: 1MiB, weights: {0: 1, 7: 4}}}",
+        "order={strict-priority: {tenants: {2: 9}}}",
+        "failover=off",
+        "failover={cooldown: {first: 1s, most: 60s}}",
+        "replica=striped",
+        "replica={fixed: {copy: 3}}",
+        "rails={least-inflight: {memory: 100ms}}",
+        "rails=hash",
+        "rails=round-robin",
+    ] {
+        let sets = [format!("policy.{value}"), "transfer.queue_pairs=2".to_owned()];
+        let spec = parse("", &[&sets[0], &sets[1]]).unwrap();
+        assert_ne!(spec.policy, PolicySpec::default());
+        let again = parse(&spec.resolved().unwrap(), &[]).unwrap();
+        assert_eq!(again, spec, "{value}");
+    }
+    // The objective of the experiment is when requests are due.
+    assert!(parse("slo: {ttft: 2s}\npolicy: {order: {earliest-deadline: {}}}", &[]).is_ok());
+    for (text, said) in [
+        ("policy: {order: {earliest-deadline: {}}}", "give ttft here, or slo.ttft"),
+        ("policy: {order: {deficit-round-robin: {quantum: 0B}}}", "expected 1B to 1TiB"),
+        ("policy: {order: {deficit-round-robin: {weights: {3: 0}}}}", "the weight of tenant 3 is 0"),
+        (
+            "policy: {order: {strict-priority: {tenants: {first: 1}}}}",
+            "invalid value `first`, expected the number of a tenant",
+        ),
+        ("policy: {order: {strict: {}}}", "expected one of fifo, shortest-remaining, earliest-deadline"),
+        ("policy: {failover: {cooldown: {first: 0s, most: 1s}}}", "tried again at once"),
+        ("policy: {failover: {cooldown: {first: 2s, most: 1s}}}", "exchange them"),
+        ("policy: {replica: {fixed: {copy: -1}}}", "expected a whole number from 0 to 255"),
+        ("policy: {rails: hash}", "hash over transfer.queue_pairs 1 is the same as pinned"),
+        ("policy: {rails: {least-inflight: {numa_penalty: 5000}}}", "0 to 1000"),
+    ] {
+        let problem = problem(text, &[]);
+        assert!(problem.contains(said) && problem.contains("x.yaml:1"), "{problem}");
+    }
+}

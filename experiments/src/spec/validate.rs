@@ -9,7 +9,8 @@ use super::engine::AUTO;
 use super::locate::Segment;
 use super::workload::Length;
 use super::{
-    Direction, Granularity, MemorySpec, PortReach, Rails, SideSpec, Spec, TopologySpec, is_path, nearest,
+    Direction, Granularity, MemorySpec, PortReach, Rails, Replica, SideSpec, Spec, TopologySpec, is_path,
+    nearest,
 };
 use crate::compute::{self, Profile};
 use crate::workload::{BLOCK_TOKENS, MAX_ARRIVAL_PS};
@@ -143,7 +144,15 @@ impl Spec {
         if self.policy.direction == Direction::Pull {
             return Ok(());
         }
-        let feeds = (0..relation.dst_ranks()).map(|rank| relation.feeds(rank).len()).max().unwrap_or(1);
+        let ranks = 0..relation.dst_ranks();
+        let feeds = ranks.clone().map(|rank| self.senders(relation, rank)).max().unwrap_or(1);
+        let feeds = match self.policy.rails {
+            Rails::Pinned | Rails::Striped => feeds,
+            // Every port may get the parts of all ranks.
+            Rails::RoundRobin | Rails::Hash | Rails::LeastInflight(_) => {
+                ranks.map(|rank| self.senders(relation, rank)).sum()
+            }
+        };
         let parts = match self.policy.granularity {
             Granularity::Request => 1,
             Granularity::Chunk | Granularity::LayerWise { .. } => self.transfer.parts,
@@ -161,9 +170,18 @@ impl Spec {
         Ok(())
     }
 
+    /// Ranks that send to a decode rank.
+    fn senders(&self, relation: &Relation, rank: u32) -> usize {
+        let copies = |feed: &models::Feed| match self.policy.replica {
+            Replica::Striped => feed.sources.len(),
+            Replica::ByDestination | Replica::Fixed { .. } => 1,
+        };
+        relation.feeds(rank).iter().map(copies).sum()
+    }
+
     /// Two instances can have all queue pairs that they need of each other, and some ports to have them on.
     fn links(&self, relation: &Relation) -> Result<(), Problem> {
-        let feeds: usize = (0..relation.dst_ranks()).map(|rank| relation.feeds(rank).len()).sum();
+        let feeds: usize = (0..relation.dst_ranks()).map(|rank| self.senders(relation, rank)).sum();
         let groups = u64::from(self.cluster.prefill.dp) * u64::from(self.cluster.decode.dp);
         let needed = feeds as u64 * groups * u64::from(self.transfer.queue_pairs);
         if needed > u64::from(self.transfer.max_queue_pairs) {
@@ -219,11 +237,21 @@ impl Spec {
                 "0 lets nothing be posted; expected at least 1B, for example 64MiB",
             );
         }
-        if self.policy.rails == Rails::Striped && self.transfer.queue_pairs < 2 {
+        let rails = &self.policy.rails;
+        if *rails != Rails::Pinned && self.transfer.queue_pairs < 2 {
             return wrong(
                 "policy.rails",
-                "striped over transfer.queue_pairs 1 is the same as pinned; set transfer.queue_pairs to 2 or more, or rails to pinned",
+                format!(
+                    "{} over transfer.queue_pairs 1 is the same as pinned; set transfer.queue_pairs to 2 or more, or rails to pinned",
+                    rails.name()
+                ),
             );
+        }
+        if let Some((key, problem)) = self.policy.order.problem(self.slo.ttft) {
+            return wrong(&format!("policy.order.{key}"), problem);
+        }
+        if let Some(problem) = self.policy.failover.problem() {
+            return wrong("policy.failover", problem);
         }
         Ok(())
     }
@@ -323,7 +351,9 @@ impl Spec {
         let ranks = side.parallel().world();
         let (gpus, nics) = (self.cluster.gpus_per_host, self.cluster.nics_per_host);
         match self.policy.rails {
-            Rails::Striped => ranks.div_ceil(gpus).max(1).saturating_mul(nics),
+            Rails::Striped | Rails::RoundRobin | Rails::Hash | Rails::LeastInflight(_) => {
+                ranks.div_ceil(gpus).max(1).saturating_mul(nics)
+            }
             Rails::Pinned => {
                 let share = (u64::from(ranks) * u64::from(nics)).div_ceil(u64::from(gpus).max(1));
                 u32::try_from(share).unwrap_or(u32::MAX).max(1)

@@ -224,6 +224,15 @@ impl SimFabric {
         }
     }
 
+    /// What is posted on a port and not completed: payload bytes, and requests that occupy a send queue.
+    pub fn outstanding(&self, port: PortId) -> (u64, u64) {
+        let qps = self.qps.iter().flatten().filter(|qp| qp.port == port);
+        qps.fold((0, 0), |(bytes, sends), qp| {
+            let posted: u64 = qp.sq.iter().map(|segment| segment.load.bytes).sum();
+            (bytes + posted, sends + u64::from(qp.used))
+        })
+    }
+
     pub(super) fn global(&self, port: PortId) -> u32 {
         self.first_port + port.0
     }

@@ -12,7 +12,7 @@ use engine::id::NodeId;
 use engine::node::{
     Admission, Chunk, Compute, DecodeNode, Estimate, InstanceConfig, PrefillNode, RouterConfig, RouterNode,
 };
-use engine::policy::{Direction, RoutingPolicy};
+use engine::policy::{Direction, ReplicaChoice, RoutingPolicy};
 use engine::registry::{Registry, RegistryConfig, SessionConfig};
 use engine::time::Span;
 use engine::transfer::{Rules, TransferConfig};
@@ -263,6 +263,9 @@ impl Build {
     #[must_use]
     pub fn pull(self) -> Self {
         self.transfer(|t| t.direction = Direction::Pull)
+    }
+    pub(super) fn replica(&self) -> ReplicaChoice {
+        self.decode.config.transfer.replica
     }
     pub(super) fn direction(&self) -> Direction {
         self.decode.config.transfer.direction

@@ -59,7 +59,7 @@ impl Kit {
     #[must_use]
     pub fn least_bytes(&self, tokens: u32) -> (u64, u64) {
         let (src, dst) = self.layouts();
-        least_bytes(&src, &dst, self.build.direction(), tokens)
+        least_bytes(&src, &dst, self.build.direction(), self.build.replica(), tokens)
             .unwrap_or_else(|| panic!("{src:?} and {dst:?}"))
     }
 

@@ -81,6 +81,7 @@ impl Kit {
             prefill: prefill.clone(),
             decode: decode.clone(),
             direction: build.direction(),
+            replica: build.replica(),
             prefix_cache: build.prefill.config.prefix_cache,
         };
         let watcher = Watcher::new(&mut world, watched);

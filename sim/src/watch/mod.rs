@@ -20,7 +20,7 @@ use crate::world::{AnyNode, Noted, Stamped, World};
 use engine::id::{NodeId, RequestId};
 use engine::map::Map;
 use engine::node::{Node as _, Request};
-use engine::policy::Direction;
+use engine::policy::{Direction, ReplicaChoice};
 use rooms::{Changed, Rooms};
 use zones::Zones;
 
@@ -33,6 +33,8 @@ pub struct Watched {
     pub decode: Vec<NodeId>,
     /// Who moves the bytes.
     pub direction: Direction,
+    /// Which copy of replicated KV sends.
+    pub replica: ReplicaChoice,
     /// Whether prefill keeps pages beyond their room.
     pub prefix_cache: bool,
 }

@@ -5,16 +5,30 @@ use super::{Ending, Watcher};
 use crate::world::{AnyNode, World};
 use engine::id::NodeId;
 use engine::node::{Held, Node as _, Step};
-use engine::policy::Direction;
+use engine::policy::{Direction, ReplicaChoice};
 use engine::transfer::{AUX_BYTES, SEAL_BYTES};
-use models::{Layout, Relation};
+use models::{Feed, Layout, Relation};
+use std::collections::BTreeSet;
 
 /// The fewest payload bytes of a prompt of so many tokens: what the relation of the layouts names, and beside it aux rows and, in push,
 /// seals.
 #[must_use]
-pub fn least_bytes(src: &Layout, dst: &Layout, direction: Direction, tokens: u32) -> Option<(u64, u64)> {
+pub fn least_bytes(
+    src: &Layout,
+    dst: &Layout,
+    direction: Direction,
+    replica: ReplicaChoice,
+    tokens: u32,
+) -> Option<(u64, u64)> {
     let relation = Relation::new(src, dst).ok()?;
-    let seals: u64 = (0..relation.dst_ranks()).map(|rank| relation.seals(rank) as u64).sum();
+    let layers = |feed: &Feed| {
+        let pools = dst.ranks()[feed.dst_rank as usize].pools();
+        let lanes = feed.groups.iter().flat_map(|g| g.lanes.iter().map(|lane| (g.pool_dst, lane.1 as usize)));
+        lanes.map(|(pool, lane)| pools[pool].buffers[lane].layer).collect::<BTreeSet<u32>>().len()
+    };
+    // Copies that share the work seal each for itself, and none has less than a layer.
+    let seals = |feed: &Feed| if replica.splits() { feed.sources.len().min(layers(feed)) as u64 } else { 1 };
+    let seals: u64 = (0..relation.dst_ranks()).flat_map(|rank| relation.feeds(rank)).map(seals).sum();
     let seals = if direction == Direction::Pull { 0 } else { seals };
     let beside = u64::from(relation.dst_ranks()) * AUX_BYTES + seals * SEAL_BYTES;
     Some((relation.total_bytes(tokens) as u64, beside))
@@ -139,7 +153,9 @@ impl Watcher {
                 }
             }
             for (prompt, bytes) in tries_of.into_iter().zip(delivered) {
-                let Some((kv, beside)) = least_bytes(&src, &dst, self.what.direction, prompt) else {
+                let Some((kv, beside)) =
+                    least_bytes(&src, &dst, self.what.direction, self.what.replica, prompt)
+                else {
                     return wrong;
                 };
                 if bytes != kv {

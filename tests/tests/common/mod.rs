@@ -2,7 +2,10 @@
 
 use engine::id::{NodeId, PortId};
 use engine::node::Request;
-use engine::policy::{Granularity, OrderPolicy, RailPolicy, RoutingPolicy, Window};
+use engine::policy::{
+    Granularity, LeastInflight, OrderPolicy, Priorities, RailPolicy, ReplicaChoice, RoutingPolicy, Shares,
+    Slo, Window,
+};
 use engine::time::Span;
 use models::{Attention, DType, IndexK, Model};
 use proptest::prelude::*;
@@ -62,9 +65,10 @@ pub(crate) struct Case {
     pub on_demand: bool,
     pub prefix_cache: bool,
     pub rails: u16,
-    pub striped: bool,
+    pub rail_policy: u32,
+    pub replica: u32,
     pub granularity: u32,
-    pub shortest: bool,
+    pub order: u32,
     pub least_loaded: bool,
     pub window: (u64, u64, u32),
     pub send_depth: u32,
@@ -135,13 +139,34 @@ impl Case {
             })
             .transfer(|t| {
                 t.rails = self.rails;
-                t.rail_policy = if self.striped { RailPolicy::Striped } else { RailPolicy::Pinned };
+                t.rail_policy = match self.rail_policy {
+                    0 => RailPolicy::Pinned,
+                    1 => RailPolicy::Striped,
+                    2 => RailPolicy::RoundRobin,
+                    3 => RailPolicy::Hash,
+                    _ => RailPolicy::LeastInflight(LeastInflight::default()),
+                };
+                t.replica = match self.replica {
+                    0 => ReplicaChoice::ByDestination,
+                    1 => ReplicaChoice::Striped,
+                    n => ReplicaChoice::Fixed(n as u16),
+                };
                 t.granularity = match self.granularity {
                     0 => Granularity::Request,
                     1 => Granularity::Chunk,
                     n => Granularity::LayerWise { layers: n - 1 },
                 };
-                t.order = if self.shortest { OrderPolicy::ShortestRemaining } else { OrderPolicy::Fifo };
+                t.order = match self.order {
+                    0 => OrderPolicy::Fifo,
+                    1 => OrderPolicy::ShortestRemaining,
+                    2 => OrderPolicy::EarliestDeadline(Slo {
+                        ttft: Span::ms(2),
+                        per_token: Span::us(3),
+                        tenants: [(1, Span::us(100))].into(),
+                    }),
+                    3 => OrderPolicy::DeficitRoundRobin(Shares { quantum: 5000, weights: [(2, 3)].into() }),
+                    _ => OrderPolicy::StrictPriority(Priorities { tenants: [(1, 2), (2, 1)].into() }),
+                };
                 let (bytes, requests, signal_every) = self.window;
                 t.window = Window { bytes, requests, signal_every };
                 t.send_depth = self.send_depth;
@@ -192,14 +217,14 @@ impl Case {
                 }
             }
         }
-        for request in &self.requests {
+        for (index, request) in (0u32..).zip(&self.requests) {
             t.run_for(Span::us(request.after_us));
             let blocks = match request.shares {
                 Some(who) => (0..request.prompt / 512).map(|i| who * 100 + u64::from(i)).collect(),
                 None => Vec::new(),
             };
             let (prompt, output) = (request.prompt, request.output);
-            t.request_with(Request { prompt, output, blocks, ..Request::default() });
+            t.request_with(Request { prompt, output, blocks, tenant: index % 3, ..Request::default() });
         }
         t
     }
@@ -253,9 +278,10 @@ prop_compose! {
 prop_compose! {
     fn policies()(
         rails in 1u16..4,
-        striped: bool,
+        rail_policy in 0u32..5,
+        replica in 0u32..4,
         granularity in 0u32..5,
-        shortest: bool,
+        order in 0u32..5,
         least_loaded: bool,
         window in (
             prop::sample::select(vec![1u64, 3000, 64 << 20]),
@@ -274,7 +300,7 @@ prop_compose! {
         };
         Case {
             seed: 0, model: 0, fp8: false, bytes: false, pull: false, prefill: side.clone(), decode: side, on_demand, prefix_cache,
-            rails, striped, granularity, shortest, least_loaded, window, send_depth, max_sge, slots, parts_per_rail,
+            rails, rail_policy, replica, granularity, order, least_loaded, window, send_depth, max_sge, slots, parts_per_rail,
             mbps: 100_000, control: (0, 0, 0, 0), requests: Vec::new(), faults: Vec::new(),
         }
     }

@@ -2,13 +2,16 @@
 
 use super::super::news::News;
 use super::super::pairing::Pairing;
+use super::super::usable::Usable;
 use super::Initiator;
+use super::paths::Path;
 use super::room::PartState;
-use crate::fabric::{Access, Completion, Error, Fabric, QpSpec, QpState, Rtr, Status, Step};
+use crate::fabric::{Access, Completion, Endpoint, Error, Fabric, QpSpec, QpState, Rtr, Status, Step};
 use crate::id::{InstanceId, PortId, QpId};
 use crate::node::{Cx, Reason};
 use crate::policy::{Direction, JobId};
 use crate::registry::{Endpoints, Facts, LinkBody, LiveRoom, Message, RoomKey};
+use crate::time::Time;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -20,6 +23,8 @@ pub(super) struct Slice {
     pub bytes: u64,
     pub room: u32,
     pub part: u32,
+    /// When.
+    pub posted: Time,
     /// Whether it is the end of its part.
     pub end: bool,
 }
@@ -84,13 +89,27 @@ pub(super) struct Link {
     pub yielding: bool,
     /// The target has asked for that.
     wanted: bool,
+    /// It makes way for a connection of itself that has more queue pairs.
+    pub(super) renewing: bool,
+    /// Queue pairs that are connected, and those that the target offered.
+    pub(super) usable: Usable,
+    pub(super) offered: Usable,
+    /// Pairs of ports that its queue pairs join, and which of them each joins.
+    pub(super) paths: Vec<Path>,
+    pub(super) path_of: Vec<u16>,
     /// Only where [`super::super::Rules::links_recover`] is off: it failed once.
     banned: bool,
 }
 
 impl Link {
     pub(super) fn new(facts: Arc<Facts>, pairing: Arc<Pairing>) -> Self {
+        let (paths, path_of) = super::paths::paths(&pairing);
         Self {
+            paths,
+            path_of,
+            usable: Usable::default(),
+            offered: Usable::default(),
+            renewing: false,
             facts,
             pairing,
             wires: Vec::new(),
@@ -112,6 +131,9 @@ impl Link {
     }
     pub(super) fn is_up(&self) -> bool {
         self.state == State::Up
+    }
+    pub(super) fn is_down(&self) -> bool {
+        self.state == State::Down
     }
     /// Whether a page list of this epoch is older than the last accepted offer, and its room not live there.
     pub(super) fn is_stale(&self, fence_epoch: u32, key: &RoomKey) -> bool {
@@ -150,10 +172,12 @@ impl Initiator {
                 link.heard = offer;
                 link.asked = false;
                 let other = (reads > 0) != (self.config.direction == Direction::Pull);
-                if other || rails != link.pairing.rails || endpoints.len() != link.pairing.wires.len() {
+                let offered = Usable::of(&link.pairing, &endpoints, &Usable::default());
+                let (false, true, Some(offered)) = (other, rails == link.pairing.rails, offered) else {
                     self.refuse(cx, peer);
                     return;
-                }
+                };
+                link.offered = offered;
                 link.pending = Some(Offer { number: offer, fence_epoch, reads, endpoints, live });
                 let ended: Vec<RoomKey> = if rules.live_list {
                     let offer = link.pending.as_ref();
@@ -266,9 +290,16 @@ impl Initiator {
     }
 
     /// A link that should make way does so when it has moved something, or has nothing to move, and no part is begun.
-    fn make_way(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+    pub(super) fn make_way(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
         let Some(link) = self.links.get_mut(&peer) else { return };
         if !(link.wanted || link.yielding) || link.state == State::Down {
+            return;
+        }
+        if link.renewing {
+            // Nothing is under way, so nothing is posted twice.
+            if !self.in_part(&self.links[&peer]) {
+                self.broken(cx, peer, true);
+            }
             return;
         }
         link.yielding |= link.served;
@@ -342,7 +373,7 @@ impl Initiator {
             return;
         }
         link.state = State::Down;
-        (link.served, link.yielding, link.wanted) = (false, false, false);
+        (link.served, link.yielding, link.wanted, link.renewing) = (false, false, false, false);
         let mut lost = false;
         for wire in &mut link.wires {
             for id in wire.blocked.drain(..) {
@@ -379,6 +410,7 @@ impl Initiator {
             return;
         };
         let Some(offer) = self.links.get_mut(&peer).and_then(|link| link.pending.take()) else { return };
+        self.choose_paths(cx.now, cx.fabric, peer);
         let connected = if fits {
             self.connect(cx.fabric, peer, &offer.endpoints, offer.reads)
         } else {
@@ -394,6 +426,7 @@ impl Initiator {
             }
         };
         let rules = self.config.rules;
+        let measures = self.measures;
         let Some(link) = self.links.get_mut(&peer) else { return };
         link.state = State::Answered;
         link.accepted = offer.number;
@@ -401,7 +434,7 @@ impl Initiator {
         link.live = offer.live.iter().map(|room| room.key).collect();
         let body = LinkBody::Answer { offer: offer.number, fence_epoch: offer.fence_epoch, endpoints };
         self.news.push_back(News::Tell(Message::Link { peer, body }));
-        let pairing = link.pairing.clone();
+        let (pairing, usable) = (link.pairing.clone(), link.usable.clone());
         for index in link.rooms.clone() {
             let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { continue };
             // The target fenced before it offered: what failed before that cannot execute any more.
@@ -422,6 +455,9 @@ impl Initiator {
                 again += u32::from(part.cursor > 0);
                 part.state = PartState::Waiting;
                 part.cursor = 0;
+                part.acked = 0;
+                let base = part.wire - u32::from(pairing.wires[part.wire as usize].rail);
+                part.wire = base + u32::from(usable.carrier(base as usize, pairing.rails, part.home));
             }
             let parts = 0..room.parts.len() as u32;
             let key = room.spec.key;
@@ -436,6 +472,10 @@ impl Initiator {
             self.enqueue(index, parts);
             self.settle(cx, index);
         }
+        if measures {
+            self.count_backlog(peer);
+        }
+        self.plan_recheck(cx, peer);
         if !rules.ready_gate {
             self.raise(cx, peer);
         }
@@ -480,7 +520,12 @@ impl Initiator {
             });
         }
         let mut endpoints = Vec::with_capacity(link.wires.len());
-        for (wire, theirs) in link.wires.iter().zip(theirs) {
+        for (index, (wire, theirs)) in link.wires.iter().zip(theirs).enumerate() {
+            if !link.usable.has(index) {
+                fabric.modify_qp(wire.qp, Step::Reset)?;
+                endpoints.push(Endpoint::NONE);
+                continue;
+            }
             if !fabric.reaches(wire.port, theirs) {
                 return Err(Error::Unsupported("path from this port to the peer's"));
             }
@@ -512,6 +557,9 @@ impl Initiator {
             }
             Ok(_) => {
                 while let Some(slice) = self.pop_slice(peer, index, |slice| slice.last <= id) {
+                    if self.measures {
+                        self.measure(cx.now, peer, index, &slice);
+                    }
                     self.finished(cx, slice, true);
                 }
             }
@@ -527,6 +575,9 @@ impl Initiator {
                         failed.status,
                         Status::RetryExc | Status::RnrRetryExc | Status::RemOp | Status::RemInvReq
                     );
+                    if failed.status == Status::RetryExc {
+                        self.path_failed(cx.now, peer, index);
+                    }
                     if let Some(room) = culprit.and_then(|room| self.rooms[room as usize].as_ref())
                         && !retry
                     {
@@ -572,8 +623,7 @@ impl Initiator {
                 && job.port == wire.port
             {
                 job.queued = true;
-                let (tenant, arrived) = (room.spec.tenant, room.arrived);
-                port.order.push(crate::policy::Job { id, tenant, arrived, left: job.left });
+                port.order.push(room.spec.job(id, room.arrived, job.left));
             }
         }
         Some(slice)
@@ -582,18 +632,22 @@ impl Initiator {
     fn finished(&mut self, cx: &mut Cx<'_>, slice: Slice, ok: bool) {
         let Some(room) = self.room_mut(slice.room) else { return };
         room.outstanding -= 1;
+        let part = &mut room.parts[slice.part as usize];
+        part.acked += if ok { slice.bytes } else { 0 };
         if !ok {
             room.dirty = true;
         } else if slice.end {
-            let part = &mut room.parts[slice.part as usize];
             if part.state != PartState::Done {
                 part.state = PartState::Done;
                 part.plans = Vec::new();
                 room.undone -= 1;
             }
-            let peer = room.spec.peer;
+            let (peer, wire) = (room.spec.peer, part.wire);
             if let Some(link) = self.links.get_mut(&peer) {
                 link.served = true;
+                if self.doubts > 0 {
+                    self.path_worked(cx.now, peer, wire as usize);
+                }
             }
         }
         self.settle(cx, slice.room);

@@ -11,6 +11,7 @@
 //! an error on one queue pair flushes its siblings, whose rooms are not to blame and are posted again after the reconnect.
 
 mod link;
+mod paths;
 mod post;
 mod pull;
 mod room;
@@ -26,7 +27,7 @@ use crate::fabric::{Completion, Error, Event, Fabric, Plan};
 use crate::id::{CqId, InstanceId, PortId, QpId, RequestId};
 use crate::map::Map;
 use crate::node::{Cx, Reason};
-use crate::policy::{Direction, JobId, Order};
+use crate::policy::{Direction, Health, Job, JobId, Order, Rails};
 use crate::registry::{Facts, LinkBody, Report, RoomKey};
 use crate::time::Time;
 use crate::timers::Timers;
@@ -41,6 +42,8 @@ struct PortQueue {
     posted_bytes: u64,
     posted_requests: u64,
     cq: CqId,
+    /// Whether its link has been down lately.
+    health: Health,
     /// Requests that may be posted at a time, whatever the window says: flushed, each of them takes a place in the completion queue,
     /// and how many queue pairs a peer's ranks need is not known when the queue is made.
     most_requests: u64,
@@ -61,6 +64,13 @@ pub struct InitiatorRoom {
     pub group: u16,
     /// Prompt tokens.
     pub tokens: u32,
+}
+
+impl InitiatorRoom {
+    /// What order policies know of its share of a port.
+    fn job(&self, id: JobId, arrived: Time, left: u64) -> Job {
+        Job { id, tenant: self.tenant, arrived, tokens: self.tokens, left }
+    }
 }
 
 /// The initiator's transfer engine.
@@ -93,6 +103,15 @@ pub struct Initiator {
     stats: EndStats,
     /// Plans of the piece at hand by share class.
     plans: Vec<(u32, usize, Arc<Plan>)>,
+    /// Chooses rails, where the policy is one that chooses; and whether it looks at what goes over them.
+    rails: Option<Box<dyn Rails>>,
+    measures: bool,
+    /// Rails of the feed at hand that its piece goes on.
+    homes: Vec<u16>,
+    /// Ports and paths that failed lately.
+    doubts: usize,
+    /// When a link may have queue pairs back that it lacks.
+    recheck: Time,
 }
 
 impl Initiator {
@@ -118,8 +137,10 @@ impl Initiator {
             // A part's aux row and seal may go above the bound.
             let most_requests = u64::from(depth).saturating_sub(2).max(1);
             let order = config.order.build();
-            ports.push(PortQueue { order, posted_bytes: 0, posted_requests: 0, cq, most_requests });
+            let (posted_bytes, posted_requests, health) = (0, 0, Health::default());
+            ports.push(PortQueue { order, posted_bytes, posted_requests, cq, health, most_requests });
         }
+        let rails = config.rail_policy.build();
         Ok(Self {
             depth,
             ports,
@@ -144,6 +165,11 @@ impl Initiator {
             lease_until: Time::NEVER,
             stats: EndStats::default(),
             plans: Vec::new(),
+            measures: rails.as_ref().is_some_and(|rails| rails.measures()),
+            rails,
+            homes: Vec::new(),
+            doubts: 0,
+            recheck: Time::NEVER,
             config,
         })
     }
@@ -209,13 +235,15 @@ impl End for Initiator {
     }
 
     fn deadline(&self) -> Option<Time> {
-        self.timers.head()
+        let recheck = (self.recheck != Time::NEVER).then_some(self.recheck);
+        self.timers.head().into_iter().chain(recheck).min()
     }
 
     fn wake(&mut self, cx: &mut Cx<'_>) {
         while let Some(key) = self.timers.expired(cx.now) {
             self.fail(cx, key, Reason::Deadline, true);
         }
+        self.check_paths(cx);
     }
 
     fn completions(&mut self, cx: &mut Cx<'_>, batch: &[Completion]) {
@@ -233,7 +261,9 @@ impl End for Initiator {
                 }
             }
             Event::CqOverrun(cq) => self.overrun(cx, cq),
-            Event::SrqLimit(_) | Event::LastWqeReached(_) | Event::PortDown(_) | Event::PortUp(_) => {}
+            Event::PortDown(port) => self.port_down(cx, port),
+            Event::PortUp(port) => self.port_up(cx.now, port),
+            Event::SrqLimit(_) | Event::LastWqeReached(_) => {}
         }
     }
 

@@ -4,7 +4,7 @@ use super::super::news::News;
 use super::super::wire::{AUX_BYTES, AuxRow, Immediate, SEAL_BYTES, SLOT_BYTES, Seal};
 use super::Initiator;
 use super::link::Slice;
-use super::room::PartState;
+use super::room::{JobState, PartState};
 use crate::fabric::{Batch, Error, Flags, Item, Op, Sge, WorkRequest};
 use crate::id::{RKey, WrId};
 use crate::node::{Cx, Reason, Step};
@@ -23,6 +23,11 @@ impl Initiator {
                 }
                 let room = (window.bytes - queue.posted_bytes, most - queue.posted_requests);
                 let Some((job, most)) = queue.order.next(cx.now) else { break };
+                // A policy's word is not trusted: a job that is not in this port's queue is none to post from.
+                let here = |job: &JobState| job.queued && job.port.index() == port;
+                if !self.jobs.get(job as usize).is_some_and(here) {
+                    break;
+                }
                 // Posts, or takes the job out of the queue: either way the next question has another answer.
                 self.post(cx, job, most.min(room.0), room.1);
             }
@@ -65,8 +70,7 @@ impl Initiator {
         let theirs = &link.facts.ranks[ends.dst.index()];
         let remote_port = if self.config.rules.key_of_port { ends.dst_port.index() } else { 0 };
         let rkey = |keys: &[u32]| RKey(keys.get(remote_port).copied().unwrap_or(0));
-        // The writes behind the KV are one piece: in a window smaller than that they go out together all the same.
-        let budget = requests.max(part.extras()).min(free);
+        let budget = requests.min(free);
 
         let op = match self.config.direction {
             Direction::Push => Op::Write,
@@ -209,6 +213,7 @@ impl Initiator {
                 bytes: if whole { sent } else { 0 },
                 room: index,
                 part: p,
+                posted: cx.now,
                 end: end && whole,
             };
             wire.next += count;
@@ -240,6 +245,7 @@ impl Initiator {
             return;
         }
         let order = &mut self.ports[job.port.index()].order;
+        order.posted(id, sent);
         job.left = job.left.saturating_sub(sent);
         if end {
             part.state = PartState::Posted;

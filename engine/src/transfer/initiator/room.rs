@@ -4,11 +4,12 @@ use super::super::end::RoomState;
 use super::super::news::News;
 use super::super::pages::PageTable;
 use super::super::plan::{PlanLimits, plan};
+use super::paths::Ways;
 use super::{Initiator, InitiatorRoom};
 use crate::fabric::Plan;
 use crate::id::PortId;
 use crate::node::{Cx, Reason};
-use crate::policy::{Direction, Job, JobId};
+use crate::policy::{Direction, JobId, Spread};
 use crate::registry::{Message, PageList, PageRun, Report, RoomKey};
 use crate::time::Time;
 use std::collections::VecDeque;
@@ -41,6 +42,8 @@ pub(super) enum PartState {
 #[derive(Clone, Debug)]
 pub(super) struct Part {
     pub feed: u16,
+    /// The rail that it was cut for, and the queue pair that carries it: another rail's where that one is left out.
+    pub home: u16,
     pub wire: u32,
     pub number: u16,
     /// Plans with the index of their share; the part is requests `window` of their concatenation.
@@ -49,6 +52,8 @@ pub(super) struct Part {
     /// Requests posted, counted from the window's start, the seal and aux writes behind it.
     pub cursor: u64,
     pub bytes: u64,
+    /// Bytes completed on the present connection.
+    pub acked: u64,
     /// Total number of parts, on the part that seals.
     pub seal: Option<u16>,
     pub aux: bool,
@@ -300,7 +305,7 @@ impl Initiator {
     /// Cuts what was produced into parts, if everything that this takes is there.
     pub(super) fn advance(&mut self, cx: &mut Cx<'_>, index: u32) {
         let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        let Some(link) = self.links.get(&room.spec.peer) else { return };
+        let Some(link) = self.links.get_mut(&room.spec.peer) else { return };
         let Some(remote) = &room.remote else { return };
         let pull = self.config.direction == Direction::Pull;
         if room.ending || room.sealed || remote.table.len() < remote.total || pull && room.landing.is_none() {
@@ -323,12 +328,12 @@ impl Initiator {
         let key = room.spec.key;
         room.numbers.resize(pairing.feeds.len(), 0);
         // The last parts must fit into the credits: what does not is kept back until all is produced. In pull the target sees to that.
-        let rails = |nth| self.config.rail_policy.choose(nth, pairing.rails);
+        let spread = |nth| self.config.rail_policy.spread(nth, pairing.rails);
         if !room.all_produced && !pull {
             // Receives are promised by rail. A cut makes one part at most on each, but small ones leave rails out, so parts in all
             // say nothing about the fullest rail.
-            let widest = pairing.feeds.iter().map(|feed| rails(feed.nth).len()).max().unwrap_or(1).max(1);
-            if room.cuts as usize + 2 > usize::from(remote.credits) / widest {
+            let widest = pairing.feeds.iter().map(|feed| spread(feed.nth).width()).max().unwrap_or(1).max(1);
+            if room.cuts as usize + 2 > usize::from(remote.credits / widest) {
                 return;
             }
         }
@@ -369,9 +374,30 @@ impl Initiator {
                 }
             }
             let total: u64 = plans.iter().map(|(plan, _)| plan.requests()).sum();
-            let rails = rails(feed.nth);
-            let n = rails.len() as u64;
-            for (j, rail) in (0u64..).zip(rails) {
+            let base = pairing.wire(dst_groups, room.spec.group, remote.group, f, 0);
+            self.homes.clear();
+            match (spread(feed.nth), &mut self.rails) {
+                (Spread::One, Some(policy)) => {
+                    let bytes = window_bytes(&plans, &(0..total));
+                    let rank = pairing.wires[base].src;
+                    let piece = Self::piece(room, rank, feed.nth, bytes);
+                    let ports = cx.fabric.ports();
+                    let ways = Ways { link, base, ranks: self.memory.ranks.len(), ports };
+                    self.homes.push(ways.choose(cx.now, &mut **policy, &self.config.rail_policy, &piece));
+                }
+                (Spread::One, None) => self.homes.push(0),
+                (Spread::All(rails), _) => {
+                    let live = |rail: &u16| link.usable.has(base + usize::from(*rail));
+                    // Of what is left out, another rail carries it all.
+                    if rails.len() > 1 && !link.usable.is_whole() && rails.clone().any(|rail| live(&rail)) {
+                        self.homes.extend(rails.filter(live));
+                    } else {
+                        self.homes.extend(rails);
+                    }
+                }
+            }
+            let n = self.homes.len() as u64;
+            for (j, home) in (0u64..).zip(self.homes.iter().copied()) {
                 let window = total * j / n..total * (j + 1) / n;
                 let ends = last && j + 1 == n;
                 let (seals, aux) = (ends && !pull, ends && (feed.aux || all_write_aux));
@@ -380,21 +406,26 @@ impl Initiator {
                 }
                 let number = room.numbers[f];
                 room.numbers[f] += 1;
-                let wire = pairing.wire(dst_groups, room.spec.group, remote.group, f, rail) as u32;
+                let wire = base as u32 + u32::from(link.usable.carrier(base, pairing.rails, home));
                 let bytes = window_bytes(&plans, &window);
                 room.parts.push(Part {
                     feed: f as u16,
+                    home,
                     wire,
                     number,
                     plans: if j + 1 == n { std::mem::take(&mut plans) } else { plans.clone() },
                     window,
                     cursor: 0,
                     bytes,
+                    acked: 0,
                     seal: seals.then(|| room.numbers[f]),
                     aux,
                     state: PartState::Waiting,
                 });
                 room.undone += 1;
+                if self.measures {
+                    link.add_backlog(wire, bytes);
+                }
             }
         }
         if self.config.rules.chunks_once {
@@ -456,8 +487,7 @@ impl Initiator {
                 order.update(*id, job.left);
             } else {
                 job.queued = true;
-                let (tenant, arrived) = (room.spec.tenant, room.arrived);
-                order.push(Job { id: *id, tenant, arrived, left: job.left });
+                order.push(room.spec.job(*id, room.arrived, job.left));
             }
         }
     }
@@ -557,6 +587,11 @@ impl Initiator {
         self.timers.cancel(key);
         self.tombstones.add(cx.now, key, report);
         let peer = room.spec.peer;
+        if self.measures
+            && let Some(link) = self.links.get_mut(&peer)
+        {
+            link.drop_backlog(&room);
+        }
         self.by_key.remove(&key);
         self.free_rooms.push(index);
         self.spare_rooms.push(room);

@@ -2,9 +2,10 @@
 
 use super::super::news::News;
 use super::super::pairing::Pairing;
+use super::super::usable::Usable;
 use super::Target;
 use super::room::State as RoomState;
-use crate::fabric::{Access, Error, Fabric, QpSpec, QpState, Rtr, Step};
+use crate::fabric::{Access, Endpoint, Error, Fabric, QpSpec, QpState, Rtr, Step};
 use crate::id::{InstanceId, QpId};
 use crate::node::{Cx, Reason};
 use crate::policy::Direction;
@@ -29,6 +30,8 @@ pub(super) struct Link {
     pub rooms: Vec<u32>,
     /// Receives that a room needs, by DP group of this side and port.
     pub needs: Vec<Vec<u32>>,
+    /// The same with all queue pairs connected.
+    pub whole_needs: Vec<Vec<u32>>,
     /// Rises with every free by fence.
     pub fence_epoch: u32,
     state: State,
@@ -36,7 +39,10 @@ pub(super) struct Link {
     /// When a room of it last began or ended, by count.
     pub used: u64,
     /// The initiator was asked to make way since it came up.
-    urged: bool,
+    pub(super) urged: bool,
+    /// Queue pairs that this side offered, and those that are connected.
+    pub(super) offered: Usable,
+    pub(super) usable: Usable,
 }
 
 impl Link {
@@ -46,16 +52,26 @@ impl Link {
             qps: Vec::new(),
             rooms: Vec::new(),
             needs: Vec::new(),
+            whole_needs: Vec::new(),
             fence_epoch: 1,
             state: State::Down,
             offer: 0,
             used: 0,
             urged: false,
+            offered: Usable::default(),
+            usable: Usable::default(),
         }
     }
     /// Whether the initiator could have requests under way: there was an offer since the last fence.
     pub(super) fn may_be_used(&self) -> bool {
         self.state != State::Down
+    }
+    /// Whether it is connected, and the initiator may post.
+    pub(super) fn is_up(&self) -> bool {
+        self.state == State::Up
+    }
+    pub(super) fn number(&self) -> u32 {
+        self.offer
     }
     pub(super) fn uses_port(&self, port: Option<usize>) -> bool {
         self.pairing.wires.iter().any(|wire| Some(wire.dst_port.index()) == port)
@@ -237,6 +253,7 @@ impl Target {
             }
             return;
         };
+        self.choose_paths(cx.now, cx.fabric, peer);
         match room.and_then(|()| self.prepare(cx.fabric, peer)) {
             Ok(endpoints) => {
                 let live = self.live_rooms(peer);
@@ -255,6 +272,7 @@ impl Target {
                     live,
                 };
                 self.news.push_back(News::Tell(Message::Link { peer, body }));
+                self.plan_recheck(cx.fabric, peer);
             }
             Err(_) => {
                 let body = LinkBody::Refuse { reason: Reason::Layout };
@@ -288,8 +306,12 @@ impl Target {
             Direction::Pull => Access::REMOTE_READ,
         };
         let mut endpoints = Vec::with_capacity(link.qps.len());
-        for qp in &link.qps {
+        for (wire, qp) in link.qps.iter().enumerate() {
             fabric.modify_qp(*qp, Step::Reset)?;
+            if !link.offered.has(wire) {
+                endpoints.push(Endpoint::NONE);
+                continue;
+            }
             fabric.modify_qp(*qp, Step::Init(access))?;
             endpoints.push(fabric.endpoint(*qp)?);
         }
@@ -302,14 +324,16 @@ impl Target {
         let Some(link) = self.links.get_mut(&peer) else { return };
         let offer = link.offer;
         let mut connect = || -> Result<(), Error> {
-            if theirs.len() != link.qps.len() {
-                return Err(Error::Invalid {
-                    what: "endpoints",
-                    value: theirs.len() as u64,
-                    right: "one for each queue pair of the link",
-                });
-            }
+            let usable = Usable::of(&link.pairing, theirs, &link.offered);
+            link.usable = usable.ok_or(Error::Invalid {
+                what: "endpoints",
+                value: theirs.len() as u64,
+                right: "one for each queue pair of the link, and at least one between two ranks",
+            })?;
             for ((qp, peer), wire) in link.qps.iter().zip(theirs).zip(&link.pairing.wires) {
+                if peer.is_none() {
+                    continue;
+                }
                 if !cx.fabric.reaches(wire.dst_port, peer) {
                     return Err(Error::Unsupported("path from this port to the peer's"));
                 }
@@ -323,7 +347,15 @@ impl Target {
             }
             Ok(())
         };
-        let body = match connect() {
+        let connected = connect();
+        if connected.is_ok() {
+            self.promise_again(cx, peer);
+        }
+        // To promise again may end rooms, and the link with them.
+        let Some(link) = self.links.get_mut(&peer).filter(|link| link.state == State::Offered) else {
+            return;
+        };
+        let body = match connected {
             Ok(()) => {
                 link.state = State::Up;
                 link.urged = false;

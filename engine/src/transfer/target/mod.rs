@@ -9,6 +9,7 @@
 
 mod link;
 mod parts;
+mod paths;
 mod pull;
 mod push;
 mod room;
@@ -19,12 +20,12 @@ use super::memory::InstanceMemory;
 use super::news::News;
 use super::pairing::Pairing;
 use super::tombstones::Tombstones;
-use super::wire::Immediate;
+use super::wire::{Immediate, MAX_SOURCES};
 use crate::fabric::{Completion, Error, Event, Fabric, Recv, SrqSpec};
 use crate::id::{CqId, InstanceId, QpId, RequestId, SrqId, WrId};
 use crate::map::Map;
 use crate::node::{Cx, Reason};
-use crate::policy::Direction;
+use crate::policy::{Direction, Health};
 use crate::registry::{LinkBody, RoomKey};
 use crate::time::Time;
 use crate::timers::Timers;
@@ -42,6 +43,8 @@ struct PortReceives {
     posted: u32,
     promised: u32,
     next: u64,
+    /// Whether its link has been down lately.
+    health: Health,
 }
 
 /// The target's transfer engine.
@@ -68,6 +71,8 @@ pub struct Target {
     news: VecDeque<News>,
     lease_until: Time,
     stats: EndStats,
+    /// When a link may have queue pairs back that it lacks.
+    recheck: Time,
 }
 
 impl Target {
@@ -85,7 +90,8 @@ impl Target {
         // No more is promised than the device can hold.
         config.receive_depth = max_recv;
         config.max_queue_pairs = config.max_queue_pairs.min(limits.max_qp);
-        let per_port = queue_pairs.div_ceil(count.max(1)).max(1);
+        let copies = if config.replica.splits() { MAX_SOURCES as u32 } else { 1 };
+        let per_port = queue_pairs.div_ceil(count.max(1)).max(1).saturating_mul(copies);
         let pull = config.direction == Direction::Pull;
         // One slot for each receive, and one for each end that is moved to ERR.
         let depth = if pull { per_port } else { max_recv.saturating_add(per_port) };
@@ -95,7 +101,7 @@ impl Target {
             let srq =
                 if pull { None } else { Some(fabric.create_srq(port, SrqSpec { max_recv, max_sge: 1 })?) };
             let cq = fabric.create_cq(port, depth)?;
-            ports.push(PortReceives { srq, cq, posted: 0, promised: 0, next: 0 });
+            ports.push(PortReceives { srq, cq, posted: 0, promised: 0, next: 0, health: Health::default() });
         }
         let slots = config.slots.min(Immediate::SLOTS);
         Ok(Self {
@@ -116,6 +122,7 @@ impl Target {
             news: VecDeque::new(),
             lease_until: Time::NEVER,
             stats: EndStats::default(),
+            recheck: Time::NEVER,
             config,
         })
     }
@@ -127,7 +134,10 @@ impl Target {
         }
         let mut link = Link::new(pairing);
         match self.config.direction {
-            Direction::Push => link.needs = self.needs(&link),
+            Direction::Push => {
+                link.needs = self.needs(&link);
+                link.whole_needs = link.needs.clone();
+            }
             Direction::Pull => link.rooms = self.rooms_with(peer),
         }
         let waiting = link.rooms.clone();
@@ -187,7 +197,8 @@ impl End for Target {
         self.news.pop_front()
     }
     fn deadline(&self) -> Option<Time> {
-        self.timers.head()
+        let recheck = (self.recheck != Time::NEVER).then_some(self.recheck);
+        self.timers.head().into_iter().chain(recheck).min()
     }
     fn knows(&self, peer: InstanceId) -> bool {
         self.links.contains_key(&peer)
@@ -218,6 +229,7 @@ impl End for Target {
         while let Some(key) = self.timers.expired(cx.now) {
             self.expired(cx, key);
         }
+        self.check_paths(cx);
         if !self.config.rules.receive_credits {
             self.refill(cx.fabric);
         }
@@ -247,7 +259,9 @@ impl End for Target {
                     self.offer(cx, peer);
                 }
             }
-            Event::SrqLimit(_) | Event::LastWqeReached(_) | Event::PortDown(_) | Event::PortUp(_) => {}
+            Event::PortDown(port) => self.port_down(cx, port),
+            Event::PortUp(port) => self.port_up(cx.now, port),
+            Event::SrqLimit(_) | Event::LastWqeReached(_) => {}
         }
     }
 

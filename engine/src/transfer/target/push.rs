@@ -6,11 +6,11 @@ use super::super::wire::{AUX_BYTES, Immediate, SEAL_BYTES, SLOT_BYTES, Seal};
 use super::link::Link;
 use super::parts::Source;
 use super::room::{Room, State};
-use super::{Target, TargetRoom};
+use super::{PortReceives, Target, TargetRoom};
 use crate::fabric::{Completion, Opcode};
 use crate::id::InstanceId;
 use crate::node::{Cx, Reason, Step};
-use crate::policy::Granularity;
+use crate::policy::{Direction, Granularity, Spread};
 use crate::registry::RoomKey;
 use crate::time::Span;
 
@@ -21,7 +21,7 @@ impl Target {
             Granularity::Request => 1,
             Granularity::Chunk | Granularity::LayerWise { .. } => self.config.parts_per_rail.max(1),
         };
-        let rails = self.config.rail_policy.choose(0, self.config.rails).len() as u16;
+        let rails = self.config.rail_policy.spread(0, self.config.rails).width();
         let per_rail = per_rail.min(Immediate::PARTS as u16 / rails.max(1)).max(1);
         (per_rail.saturating_mul(rails).min(Immediate::PARTS as u16), per_rail)
     }
@@ -30,21 +30,83 @@ impl Target {
     pub(super) fn needs(&self, link: &Link) -> Vec<Vec<u32>> {
         let (_, per_rail) = self.credits();
         let groups = self.memory.layout().parallel().dp as u16;
+        let (pairing, rails) = (&link.pairing, link.pairing.rails);
+        let each = pairing.feeds.len() * usize::from(rails) * usize::from(groups);
+        let senders = (pairing.wires.len() / each.max(1)) as u16;
         let of_group = |group| {
             let mut needs = vec![0; self.ports.len()];
-            for (f, feed) in link.pairing.feeds.iter().enumerate() {
-                for rail in self.config.rail_policy.choose(feed.nth, link.pairing.rails) {
-                    let wire = link.pairing.wire(groups, 0, group, f, rail);
-                    needs[link.pairing.wires[wire].dst_port.index()] += u32::from(per_rail);
+            for (f, feed) in pairing.feeds.iter().enumerate() {
+                // Which of the initiator's groups a room comes from is not known, and neither are the ports then: enough for any.
+                let mut most = vec![0; self.ports.len()];
+                for sender in 0..senders {
+                    let base = pairing.wire(groups, sender, group, f, 0);
+                    let mut need = vec![0; self.ports.len()];
+                    let port = |rail: u16| pairing.wires[base + usize::from(rail)].dst_port.index();
+                    match self.config.rail_policy.spread(feed.nth, rails) {
+                        Spread::All(homes) => homes.for_each(|home| {
+                            need[port(link.usable.carrier(base, rails, home))] += u32::from(per_rail);
+                        }),
+                        Spread::One => (0..rails)
+                            .filter(|rail| link.usable.has(base + usize::from(*rail)))
+                            .for_each(|rail| need[port(rail)] = u32::from(per_rail)),
+                    }
+                    most.iter_mut().zip(need).for_each(|(most, need)| *most = need.max(*most));
                 }
+                needs.iter_mut().zip(most).for_each(|(needs, most)| *needs += most);
             }
             needs
         };
         (0..groups).map(of_group).collect()
     }
 
+    /// Queue pairs of a link have come or gone, and its live rooms' parts go over others: receives are promised where they may come now. A
+    /// room for which a queue has too few fails.
+    pub(super) fn promise_again(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+        let Some(link) = self.links.get(&peer).filter(|_| self.config.direction == Direction::Push) else {
+            return;
+        };
+        let needs = self.needs(link);
+        if needs == link.needs {
+            return;
+        }
+        let rooms = link.rooms.clone();
+        let mut failed: Vec<RoomKey> = Vec::new();
+        let depth = self.config.receive_depth;
+        for index in rooms {
+            let Some(room) = self.rooms[index as usize].as_mut().filter(|room| room.state == State::Live)
+            else {
+                continue;
+            };
+            let Some(needs) = needs.get(usize::from(room.spec.group)) else { continue };
+            for (port, left) in self.ports.iter_mut().zip(&mut room.promised) {
+                port.promised -= std::mem::take(left);
+            }
+            let fits = |(port, need): (&PortReceives, &u32)| port.promised.saturating_add(*need) <= depth;
+            if self.ports.iter().zip(needs).all(fits) {
+                self.ports.iter_mut().zip(needs).for_each(|(port, need)| port.promised += need);
+                room.promised.clone_from(needs);
+            } else {
+                failed.push(room.spec.key);
+            }
+        }
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.needs = needs;
+        }
+        if self.config.rules.receive_credits {
+            self.refill(cx.fabric);
+        }
+        for key in failed {
+            self.fail(cx, key, Reason::Transfer, true);
+        }
+    }
+
     fn needs_of(&self, peer: InstanceId, group: u16) -> Option<&[u32]> {
         self.links.get(&peer)?.needs.get(usize::from(group)).map(Vec::as_slice)
+    }
+
+    /// The same with all queue pairs there.
+    fn whole_needs_of(&self, peer: InstanceId, group: u16) -> Option<&[u32]> {
+        self.links.get(&peer)?.whole_needs.get(usize::from(group)).map(Vec::as_slice)
     }
 
     /// Whether a room could be opened now: the peer is known, a slot is free, and receives can be promised.
@@ -59,7 +121,7 @@ impl Target {
     pub fn could_open(&self, peer: InstanceId, group: u16) -> bool {
         !self.slots.is_empty()
             && self
-                .needs_of(peer, group)
+                .whole_needs_of(peer, group)
                 .is_none_or(|needs| needs.iter().all(|need| *need <= self.config.receive_depth))
     }
 
