@@ -205,7 +205,7 @@ fn run(
     violations.extend(nodes::left(regions, queue_pairs, buffers));
     run.finish(&mut violations);
     if let Some(findings) = &mut findings {
-        findings.has_left(&world);
+        findings.has_left(&mut world);
     }
     let result = RunResult {
         seed,

@@ -40,9 +40,21 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// All nodes have left.
-    pub(super) fn has_left(&mut self, world: &World) {
-        self.broken.extend(Watcher::after_leaving(world));
+    /// All nodes were told to leave; some are slow.
+    pub(super) fn has_left(&mut self, world: &mut World) {
+        let until = world.now() + SETTLE * 2;
+        loop {
+            let left = Watcher::after_leaving(world);
+            if left.is_empty() {
+                return;
+            }
+            for _ in 0..64 {
+                if world.next_time().is_none_or(|at| at > until) || !world.step() {
+                    self.broken.extend(left);
+                    return;
+                }
+            }
+        }
     }
 }
 

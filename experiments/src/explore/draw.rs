@@ -7,9 +7,9 @@ use models::{Bandwidth, ByteSize, DType, PageOrder, Picos};
 
 use super::Dice;
 use crate::spec::{
-    Admission, BatchSpec, Capacity, ClusterSpec, ComputeSpec, ControlSpec, Direction, Granularity,
-    Invariants, MemorySpec, Order, PolicySpec, PortReach, Rails, Replica, Routing, SideSpec, Spec,
-    TopologySpec, TransferSpec, WindowSpec,
+    Admission, BatchSpec, Capacity, ClusterSpec, ComputeSpec, ControlSpec, Deadline, Direction, Failover,
+    Granularity, Invariants, LeastInflight, MemorySpec, Order, PolicySpec, PortReach, Priorities, Rails,
+    Replica, Routing, Shares, SideSpec, Spec, TopologySpec, TransferSpec, WindowSpec,
 };
 pub use faults::KINDS;
 
@@ -100,10 +100,12 @@ fn cluster(dice: &mut Dice, model: &str, spec: &Spec) -> ClusterSpec {
         nic: dice.pick(&["ideal", "ideal", "connectx-7-400g", "connectx-6-200g", "soft-roce"]).to_owned(),
         link: dice.pick(&[
             None,
+            // Slow ones, so that faults meet transfers.
+            Some(Bandwidth::from_bits_per_sec(30_000_000)),
+            Some(Bandwidth::from_bits_per_sec(100_000_000)),
             Some(Bandwidth::from_bits_per_sec(100_000_000)),
             Some(Bandwidth::from_bits_per_sec(300_000_000)),
             Some(Bandwidth::from_bits_per_sec(1_000_000_000)),
-            Some(Bandwidth::from_bits_per_sec(10_000_000_000)),
         ]),
         topology: dice.pick(&[
             TopologySpec::Star { latency: us(1) },
@@ -196,15 +198,32 @@ fn policy(dice: &mut Dice) -> PolicySpec {
     PolicySpec {
         routing: dice.pick(&[Routing::RoundRobin, Routing::LeastLoaded]),
         direction: dice.pick(&[Direction::Push, Direction::Pull]),
-        order: dice.pick(&[Order::Fifo, Order::ShortestRemaining]),
+        order: dice.pick(&[
+            Order::Fifo,
+            Order::ShortestRemaining,
+            Order::EarliestDeadline(Deadline { ttft: Some(ms(3)), ..Deadline::default() }),
+            Order::DeficitRoundRobin(Shares { quantum: ByteSize(3000), weights: [(1, 3)].into() }),
+            Order::StrictPriority(Priorities { tenants: [(1, 2), (2, 1)].into() }),
+        ]),
         granularity: dice.pick(&[
             Granularity::Request,
             Granularity::Chunk,
             Granularity::LayerWise { layers: 1 },
             Granularity::LayerWise { layers: 2 },
         ]),
-        rails: dice.pick(&[Rails::Pinned, Rails::Striped]),
-        replica: Replica::ByDestination,
+        rails: dice.pick(&[
+            Rails::Pinned,
+            Rails::Striped,
+            Rails::RoundRobin,
+            Rails::Hash,
+            Rails::LeastInflight(LeastInflight::default()),
+        ]),
+        failover: dice.pick(&[
+            Failover::Off,
+            Failover::default(),
+            Failover::Cooldown { first: ms(1), most: ms(20) },
+        ]),
+        replica: dice.pick(&[Replica::ByDestination, Replica::Fixed { copy: 0 }, Replica::Striped]),
         window: WindowSpec {
             bytes: dice.pick(&[ByteSize(1), ByteSize(3000), ByteSize(64 << 20)]),
             requests: dice.pick(&[1, 7, 8192]),

@@ -85,8 +85,9 @@ impl Shrinker<'_> {
         }
         loop {
             let before = self.best.spec.clone();
-            self.entries(|spec| &mut spec.faults);
-            self.entries(|spec| &mut spec.workload.requests);
+            self.entries(0, |spec| &mut spec.faults);
+            // Without any there would be others: those of the default workload.
+            self.entries(1, |spec| &mut spec.workload.requests);
             self.defaults();
             self.requests();
             self.numbers();
@@ -96,8 +97,8 @@ impl Shrinker<'_> {
         }
     }
 
-    /// Takes entries out of a list.
-    fn entries<T: Clone>(&mut self, list: impl Fn(&mut Spec) -> &mut Vec<T>) {
+    /// Takes entries out of a list, down to so many.
+    fn entries<T: Clone>(&mut self, least: usize, list: impl Fn(&mut Spec) -> &mut Vec<T>) {
         let mut size = list(&mut self.best.spec).len();
         while size > 0 {
             let mut from = 0;
@@ -106,7 +107,7 @@ impl Shrinker<'_> {
                 let entries = list(&mut spec);
                 let end = (from + size).min(entries.len());
                 entries.drain(from..end);
-                if !self.is_smaller(spec) {
+                if entries.len() < least || !self.is_smaller(spec) {
                     from += size;
                 }
             }

@@ -105,7 +105,7 @@ fn channel(dice: &mut Dice, at: &Site, how: &str) -> Value {
 
 /// How long a fault lasts: a moment, as long as a room, or longer than a lease.
 fn span(dice: &mut Dice) -> String {
-    let most = dice.pick(&[us(100), us(2000), us(20_000), us(300_000)]);
+    let most = dice.pick(&[us(100), us(1000), us(4000), us(20_000), us(20_000), us(200_000)]);
     text(Picos(1 + dice.below(most.0)))
 }
 
@@ -123,14 +123,19 @@ fn site(dice: &mut Dice, spec: &Spec) -> Site {
     Site { node, port: dice.below(u64::from(spec.ports(side).max(1))) }
 }
 
-/// Some faults, in bursts: what follows another one soon meets rooms that are ending.
+/// Some faults: soon after a request came, or soon after another fault, where they meet rooms that are ending, or at any time.
 pub(super) fn faults(dice: &mut Dice, spec: &Spec) -> Vec<FaultSpec> {
-    let last = spec.workload.requests.last().map_or(0, |request| request.at.0);
-    let end = last + last / 2 + us(3000).0;
+    let arrivals: Vec<u64> = spec.workload.requests.iter().map(|request| request.at.0).collect();
+    let end = arrivals.last().map_or(0, |last| last + last / 2) + us(3000).0;
     let mut at = 0;
     let mut all = Vec::new();
-    for _ in 0..dice.within(1, 12) {
-        at = if at > 0 && dice.percent(50) { at + dice.below(us(3000).0) } else { dice.below(end) };
+    for _ in 0..dice.within(2, 24) {
+        let soon = dice.pick(&[us(200), us(1000), us(5000)]).0;
+        at = match dice.below(100) {
+            0..50 if !arrivals.is_empty() => dice.pick(&arrivals) + dice.below(soon),
+            0..85 => at + dice.below(soon),
+            _ => dice.below(end),
+        };
         let (key, make) = dice.pick(ROWS);
         let site = site(dice, spec);
         let body = make(dice, &site);
