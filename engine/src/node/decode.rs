@@ -8,6 +8,7 @@ use crate::id::{InstanceId, RequestId};
 use crate::map::Map;
 use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey};
 use crate::time::Time;
+use crate::timers::due;
 use crate::transfer::{
     InitiatorRoom, InstanceMemory, News, PagePool, PageTable, RoomState, Sink, TargetRoom,
 };
@@ -87,12 +88,6 @@ pub struct DecodeNode {
 
 /// Ended rooms whose outcome can be told again.
 const ENDED: usize = 4096;
-
-/// The next room whose step has come.
-fn due(heap: &mut BinaryHeap<Reverse<(u64, RoomKey)>>, steps: u64) -> Option<RoomKey> {
-    let at = heap.peek().map(|Reverse((step, _))| *step)?;
-    (at <= steps).then(|| heap.pop()).flatten().map(|Reverse((_, key))| key)
-}
 
 impl DecodeNode {
     /// A node to be started.
@@ -206,7 +201,9 @@ impl DecodeNode {
             Message::Assign { key, peer, request } => self.assign(cx, key, peer, request),
             Message::Report { key, report } => sink.report(cx, key, report),
             Message::Publish(list) => sink.publish(cx, &list),
-            Message::Produced { key, before, pieces, last } => sink.produced(cx, &key, before, &pieces, last),
+            Message::Produced { key, before, pieces, last } => {
+                sink.produced(cx, &key, before, &pieces, last.as_deref());
+            }
             Message::Abort { key, reason } => {
                 let waiting = self.jobs.get(&key).is_some_and(|job| job.phase == Phase::Waiting);
                 sink.abort(cx, key, reason);

@@ -98,6 +98,9 @@ impl InstanceConfig {
             Direction::Push => 0,
             Direction::Pull => u64::from_le_bytes(*b"pull\0\0\0\0"),
         };
+        if self.transfer.checksums {
+            facts.fingerprint ^= u64::from_le_bytes(*b"checksum");
+        }
         if let ([first, .., last], false) = (&mut facts.ranks[..], self.transfer.rules.ranks_once) {
             last.clone_from(first);
         }

@@ -150,6 +150,8 @@ pub enum Reason {
     Refused = 9,
     /// There is no instance to serve it.
     NoInstance = 10,
+    /// What arrived is not what was sent: its checksum is another one.
+    Checksum = 11,
 }
 
 impl Reason {
@@ -158,7 +160,7 @@ impl Reason {
         use Reason::*;
         [
             Aborted, Deadline, Transfer, Retries, PeerGone, LeaseLost, TooLong, NoMemory, Layout, Refused,
-            NoInstance,
+            NoInstance, Checksum,
         ]
         .get(usize::from(byte))
         .copied()

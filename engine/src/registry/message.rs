@@ -111,6 +111,24 @@ pub struct PageList {
     pub pages: Vec<PageRun>,
 }
 
+impl PageList {
+    /// Cuts it into lists of at most `runs` runs each, with their offsets; an empty list stays one list.
+    pub fn split(mut self, runs: usize) -> impl Iterator<Item = PageList> {
+        let pages = std::mem::take(&mut self.pages);
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            if at >= pages.len() && at > 0 {
+                return None;
+            }
+            let piece = &pages[at..pages.len().min(at + runs.max(1))];
+            let list = PageList { pages: piece.to_vec(), ..self.clone() };
+            self.offset += piece.iter().map(|run| run.count).sum::<u32>();
+            at += piece.len().max(1);
+            Some(list)
+        })
+    }
+}
+
 /// More of a room's KV is in prefill's pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -307,8 +325,8 @@ pub enum Message {
         before: u32,
         /// What is there.
         pieces: Vec<Piece>,
-        /// Whether it is the rest.
-        last: bool,
+        /// It is the rest, with the checksum of each feed if there are checksums.
+        last: Option<Vec<u64>>,
     },
     /// C>R by either side or the router, then R>C to the others: post nothing more and end it.
     Abort {

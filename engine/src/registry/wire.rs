@@ -343,21 +343,21 @@ fn pieces(from: &mut Reader<'_>) -> Result<Vec<Piece>, FrameError> {
     (0..count).map(|_| Ok(Piece { tokens: range(from)?, layers: range(from)? })).collect()
 }
 
-impl PageList {
-    /// Cuts it into lists of at most `runs` runs each, with their offsets; an empty list stays one list.
-    pub fn split(mut self, runs: usize) -> impl Iterator<Item = PageList> {
-        let pages = std::mem::take(&mut self.pages);
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            if at >= pages.len() && at > 0 {
-                return None;
+/// Whether it is the rest, and the checksums that come with it.
+fn rest(from: &mut Reader<'_>) -> Result<Option<Vec<u64>>, FrameError> {
+    match from.byte("whether it is the rest")? {
+        0 => Ok(None),
+        1 => Ok(Some(Vec::new())),
+        2 => {
+            let count = from.count("checksums", MAX_PIECES, 1)?;
+            if count == 0 {
+                return Err(FrameError::Value { field: "checksums", value: 0, right: "at least 1" });
             }
-            let piece = &pages[at..pages.len().min(at + runs.max(1))];
-            let list = PageList { pages: piece.to_vec(), ..self.clone() };
-            self.offset += piece.iter().map(|run| run.count).sum::<u32>();
-            at += piece.len().max(1);
-            Some(list)
-        })
+            (0..count).map(|_| from.u64("checksum")).collect::<Result<_, _>>().map(Some)
+        }
+        value => {
+            Err(FrameError::Value { field: "whether it is the rest", value: value.into(), right: "0 to 2" })
+        }
     }
 }
 
@@ -594,7 +594,15 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) {
             put_key(out, key);
             put(out, (*before).into());
             put_pieces(out, pieces);
-            out.push((*last).into());
+            match last.as_deref() {
+                None => out.push(0),
+                Some([]) => out.push(1),
+                Some(sums) => {
+                    out.push(2);
+                    put(out, sums.len() as u64);
+                    sums.iter().for_each(|sum| put(out, *sum));
+                }
+            }
         }
     }
 }
@@ -670,7 +678,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, FrameError> {
             key: from.key()?,
             before: from.u32("pieces before")?,
             pieces: pieces(from)?,
-            last: from.bool("whether it is the rest")?,
+            last: rest(from)?,
         },
         kind => return Err(FrameError::Kind(kind)),
     };

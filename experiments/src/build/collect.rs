@@ -177,6 +177,7 @@ fn name(reason: engine::node::Reason) -> String {
         Layout => "the layouts of its instances do not fit",
         Refused => "the other side refused it",
         NoInstance => "no instance to serve it",
+        Checksum => "its KV arrived with another checksum",
     }
     .to_owned()
 }

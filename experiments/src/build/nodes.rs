@@ -226,6 +226,7 @@ fn transfer(spec: &Spec) -> TransferConfig {
         transfer_deadline: span(t.transfer_timeout),
         room_deadline: span(t.room_timeout),
         drain_deadline: span(t.drain_timeout),
+        checksums: t.checksums,
         verify: spec.verify,
         rules: rules(&t.without),
         ..TransferConfig::default()

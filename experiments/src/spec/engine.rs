@@ -108,6 +108,9 @@ pub struct TransferSpec {
     pub retransmit: Picos,
     /// A lease that was not renewed for this time has expired.
     pub lease: Picos,
+    /// End-to-end checksums: prefill sums up the KV that it made, decode what arrived, and a request whose sums differ fails before its first
+    /// token. One pass over all KV on a CPU core of each side, which simulated time does not count.
+    pub checksums: bool,
     /// Rules of the protocol that are switched off, by name, to see what each is for: `kvrail explore --mistakes` lists them. A run
     /// without one of them can lose, corrupt or leak caches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -138,6 +141,7 @@ impl Default for TransferSpec {
             ack_delay: Picos(200_000 * 1_000_000),
             retransmit: Picos(S),
             lease: Picos(10 * S),
+            checksums: false,
             without: Vec::new(),
         }
     }

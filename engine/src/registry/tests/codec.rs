@@ -20,7 +20,7 @@ fn instance() -> impl Strategy<Value = InstanceId> {
 }
 
 fn reason() -> impl Strategy<Value = Reason> {
-    (0u8..=10).prop_map(|byte| Reason::from_wire(byte).unwrap())
+    (0u8..=11).prop_map(|byte| Reason::from_wire(byte).unwrap())
 }
 
 fn role() -> impl Strategy<Value = Role> {
@@ -144,7 +144,7 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
             request
         }),
         pages().prop_map(Message::Publish),
-        (key(), any::<u32>(), vec((range(), range()), 0..6), any::<bool>()).prop_map(
+        (key(), any::<u32>(), vec((range(), range()), 0..6), prop::option::of(vec(number(), 0..4))).prop_map(
             |(key, before, pieces, last)| {
                 let piece = |(tokens, layers)| Piece { tokens, layers };
                 Message::Produced { key, before, pieces: pieces.into_iter().map(piece).collect(), last }
