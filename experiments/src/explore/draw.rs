@@ -194,6 +194,7 @@ fn transfer(dice: &mut Dice, weather: Weather) -> TransferSpec {
     }
 }
 
+#[allow(clippy::needless_update, reason = "what a case does not draw stays as it is")]
 fn policy(dice: &mut Dice) -> PolicySpec {
     PolicySpec {
         routing: dice.pick(&[Routing::RoundRobin, Routing::LeastLoaded]),
@@ -229,5 +230,6 @@ fn policy(dice: &mut Dice) -> PolicySpec {
             requests: dice.pick(&[1, 7, 8192]),
         },
         admission: dice.pick(&[Admission::Reserve, Admission::OnDemand]),
+        ..PolicySpec::default()
     }
 }
