@@ -127,7 +127,7 @@ fn side(dice: &mut Dice, model: &str, longest: u32) -> SideSpec {
     if tp * pp > 8 && dice.percent(80) {
         (tp, pp) = (tp.min(4), 1);
     }
-    let dp = if tp % dp == 0 { dp } else { 1 };
+    let dp = if u32::is_multiple_of(tp, dp) { dp } else { 1 };
     let page_size = dice.pick(&[1, 3, 8, 16, 16, 32, 64]);
     let spare = dice.pick(&[0, 40, 400, 4000]);
     SideSpec {
