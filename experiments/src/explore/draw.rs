@@ -194,10 +194,15 @@ fn transfer(dice: &mut Dice, weather: Weather) -> TransferSpec {
     }
 }
 
-#[allow(clippy::needless_update, reason = "what a case does not draw stays as it is")]
 fn policy(dice: &mut Dice) -> PolicySpec {
     PolicySpec {
-        routing: dice.pick(&[Routing::RoundRobin, Routing::LeastLoaded]),
+        routing: dice.pick(&[
+            Routing::RoundRobin,
+            Routing::LeastLoaded,
+            Routing::PowerOfTwo,
+            Routing::PrefixAware(Default::default()),
+            Routing::NetworkAware(Default::default()),
+        ]),
         direction: dice.pick(&[Direction::Push, Direction::Pull]),
         order: dice.pick(&[
             Order::Fifo,

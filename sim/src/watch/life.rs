@@ -74,7 +74,7 @@ impl Life {
         let step = stamped.record.step;
         let next = match step {
             Step::Routed { .. } => Some(State::Routed),
-            Step::Preempted { .. } => Some(State::Queued),
+            Step::Preempted { .. } | Step::Retried(_) => Some(State::Queued),
             Step::Finished => Some(State::Finished),
             Step::Failed(_) => Some(State::Failed),
             Step::Rejected(_) => Some(State::Rejected),
