@@ -234,13 +234,14 @@ mod tests {
             Step::Failed(Reason::PeerGone),
             Step::Rejected(Reason::TooLong),
             Step::Corrupt,
+            Step::Retried(Reason::Busy),
         ];
         for step in steps {
             let record = Record { request: RequestId(5), step };
             assert_eq!(Row::new(8, &record).record(), Some(record));
         }
         for wrong in
-            [Row(0, 0, 12, 0, 0), Row(0, 0, 9, 11, 0), Row(0, 0, 9, 300, 0), Row(0, 0, 1, u64::MAX, 0)]
+            [Row(0, 0, 13, 0, 0), Row(0, 0, 9, 14, 0), Row(0, 0, 9, 300, 0), Row(0, 0, 1, u64::MAX, 0)]
         {
             assert_eq!(wrong.record(), None, "{wrong:?}");
         }
