@@ -266,6 +266,10 @@ impl World {
     pub fn now(&self) -> Time {
         self.now
     }
+    /// When the last node that is busy now has time again; not before the present.
+    pub fn busy_until(&self) -> Time {
+        self.places.iter().map(|place| place.busy).fold(self.now, Time::max)
+    }
     /// Events worked off.
     pub fn events(&self) -> u64 {
         self.events

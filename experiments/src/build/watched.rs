@@ -40,21 +40,20 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// All nodes were told to leave; some are slow.
+    /// All nodes were told to leave; some are slow, and one that registers its memory hears of it afterwards.
     pub(super) fn has_left(&mut self, world: &mut World) {
-        let until = world.now() + SETTLE * 2;
-        loop {
-            let left = Watcher::after_leaving(world);
-            if left.is_empty() {
-                return;
-            }
+        let until = world.busy_until() + SETTLE * 2;
+        let mut goes_on = true;
+        while goes_on && !Watcher::after_leaving(world).is_empty() {
+            // Not after each event: it looks at all nodes.
             for _ in 0..64 {
-                if world.next_time().is_none_or(|at| at > until) || !world.step() {
-                    self.broken.extend(left);
-                    return;
+                goes_on = world.next_time().is_some_and(|at| at <= until) && world.step();
+                if !goes_on {
+                    break;
                 }
             }
         }
+        self.broken.extend(Watcher::after_leaving(world));
     }
 }
 
