@@ -63,6 +63,11 @@ pub trait End {
     fn deadline(&self) -> Option<Time>;
     /// Deadlines that passed.
     fn wake(&mut self, cx: &mut Cx<'_>);
+    /// Whether a deadline of a room is to come.
+    fn is_timed(&self, key: &RoomKey) -> bool;
+    /// The deadline of this room passes now, whatever the clock says, and no other does. For an explorer of every order: how far apart
+    /// deadlines are is a matter of configuration, and nothing may be lost whichever passes first. False if there is none.
+    fn expire(&mut self, cx: &mut Cx<'_>, key: RoomKey) -> bool;
     /// Completions that the driver polled.
     fn completions(&mut self, cx: &mut Cx<'_>, batch: &[Completion]);
     /// An asynchronous event.

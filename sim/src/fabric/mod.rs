@@ -34,10 +34,12 @@ mod post;
 mod qp;
 mod remains;
 mod serve;
+mod steps;
 
 pub use counters::{Counters, Objects};
 pub use host::SimFabric;
 pub use mistakes::Mistakes;
+pub use steps::Lane;
 
 use crate::net::{Fluid, Network, Topology};
 use crate::nic::NicProfile;

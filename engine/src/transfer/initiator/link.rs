@@ -64,7 +64,7 @@ struct Offer {
 }
 
 /// All queue pairs to one target.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Link {
     pub facts: Arc<Facts>,
     pub pairing: Arc<Pairing>,
@@ -131,6 +131,37 @@ impl Link {
     }
     pub(super) fn is_up(&self) -> bool {
         self.state == State::Up
+    }
+    /// What of it changes, see [`super::show`].
+    pub(super) fn show(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use std::fmt::Debug as _;
+        let Self {
+            facts: _,
+            pairing: _,
+            wires,
+            rooms,
+            outstanding,
+            state,
+            heard,
+            accepted,
+            fence_epoch,
+            live,
+            pending,
+            asked,
+            used: _,
+            served,
+            yielding,
+            wanted,
+            renewing,
+            usable,
+            offered,
+            paths,
+            path_of: _,
+            banned,
+        } = self;
+        (wires, rooms, outstanding, state, heard, accepted, fence_epoch, live).fmt(f)?;
+        (pending, asked, served, yielding, wanted, renewing, usable, offered).fmt(f)?;
+        (paths, banned).fmt(f)
     }
     pub(super) fn is_down(&self) -> bool {
         self.state == State::Down

@@ -15,6 +15,7 @@ mod paths;
 mod post;
 mod pull;
 mod room;
+mod show;
 
 use super::config::TransferConfig;
 use super::end::{End, EndHeld, EndStats, RoomState};
@@ -244,6 +245,18 @@ impl End for Initiator {
             self.fail(cx, key, Reason::Deadline, true);
         }
         self.check_paths(cx);
+    }
+
+    fn is_timed(&self, key: &RoomKey) -> bool {
+        self.timers.get(*key).is_some()
+    }
+
+    fn expire(&mut self, cx: &mut Cx<'_>, key: RoomKey) -> bool {
+        let armed = self.timers.cancel(key);
+        if armed {
+            self.fail(cx, key, Reason::Deadline, true);
+        }
+        armed
     }
 
     fn completions(&mut self, cx: &mut Cx<'_>, batch: &[Completion]) {

@@ -13,6 +13,7 @@ mod paths;
 mod pull;
 mod push;
 mod room;
+mod show;
 
 use super::config::TransferConfig;
 use super::end::{End, EndHeld, EndStats, RoomState};
@@ -233,6 +234,21 @@ impl End for Target {
         if !self.config.rules.receive_credits {
             self.refill(cx.fabric);
         }
+    }
+
+    fn is_timed(&self, key: &RoomKey) -> bool {
+        self.timers.get(*key).is_some()
+    }
+
+    fn expire(&mut self, cx: &mut Cx<'_>, key: RoomKey) -> bool {
+        let armed = self.timers.cancel(key);
+        if armed {
+            self.expired(cx, key);
+            if !self.config.rules.receive_credits {
+                self.refill(cx.fabric);
+            }
+        }
+        armed
     }
 
     fn completions(&mut self, cx: &mut Cx<'_>, batch: &[Completion]) {
