@@ -11,7 +11,7 @@ pub struct Scope {
     pub text: &'static str,
     /// Any deadline of a room may pass at any moment, on either side. To both sides an abort is the same with another reason.
     pub deadlines: bool,
-    /// Every room must succeed on both sides.
+    /// Every room must succeed at decode, and without a fault at prefill too.
     pub must_succeed: bool,
     /// Decode keeps pages after Success, and appends to them, until it is done at some later moment; else it is done at once.
     pub hold: bool,
@@ -52,7 +52,7 @@ pub const SCOPES: &[Scope] = &[
     },
     Scope {
         name: "recovery",
-        text: "one queue pair dies, and no deadline passes: both rooms succeed all the same",
+        text: "one queue pair dies, and no deadline passes: both rooms succeed at decode all the same",
         must_succeed: true,
         deaths: 1,
         ..BASE
