@@ -2,7 +2,7 @@
 
 use crate::map::Map;
 use crate::time::Time;
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::hash::Hash;
 
@@ -133,6 +133,12 @@ impl<K: Copy + Eq + Hash> Timers<K> {
             self.heap.retain(alive);
         }
     }
+}
+
+/// The next of those whose step has come, for what counts steps instead of time.
+pub(crate) fn due<K: Copy + Ord>(heap: &mut BinaryHeap<Reverse<(u64, K)>>, steps: u64) -> Option<K> {
+    let at = heap.peek().map(|Reverse((step, _))| *step)?;
+    (at <= steps).then(|| heap.pop()).flatten().map(|Reverse((_, key))| key)
 }
 
 #[cfg(test)]

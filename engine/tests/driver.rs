@@ -34,6 +34,7 @@ fn spoke(context: &Context, number: u32, life: u32, address: &str) -> Spoke {
         context_len: 4096,
         request_deadline: Span::s(5),
         patience: Span::ms(50),
+        ..RouterConfig::default()
     };
     let mut spoke =
         Driver::new(RouterNode::new(config), Absent, link, DriverConfig::default()).expect("driver");

@@ -8,6 +8,7 @@ mod cluster;
 pub(crate) mod collect;
 pub mod faults;
 pub(crate) mod nodes;
+mod routing;
 mod watched;
 
 use std::io::BufRead;

@@ -11,6 +11,7 @@ pub mod compute;
 pub mod doctor;
 pub mod exhaustive;
 pub mod nic;
+pub mod own;
 pub mod perftest;
 mod processes;
 pub mod report;

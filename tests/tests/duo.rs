@@ -185,7 +185,7 @@ impl Duo {
             (0, Message::Abort { key, reason }) => self.receiver(|r, cx| r.abort(cx, key, reason, false)),
             (0, Message::Link { body, .. }) => self.receiver(|r, cx| r.link(cx, P, body)),
             (1, Message::Produced { key, before, pieces, last }) => {
-                self.sender(|s, cx| s.told(cx, &key, before, &pieces, last));
+                self.sender(|s, cx| s.told(cx, &key, before, &pieces, last.as_deref()));
             }
             (1, Message::Report { key, .. }) => self.sender(|s, cx| s.ended_there(cx, key)),
             (1, Message::Publish(list)) => self.sender(|s, cx| s.publish(cx, &list)),
@@ -724,7 +724,7 @@ fn pull_pieces_are_checked() {
         t.computes(0, 0..TOKENS, true);
         t.arrives(1, is_publish);
         for (before, pieces, last) in told {
-            t.sender(|s, cx| s.told(cx, &key(0), *before, pieces, *last));
+            t.sender(|s, cx| s.told(cx, &key(0), *before, pieces, last.then_some(&[][..])));
         }
         t.run(Span::ms(10));
         (t.news.contains(&News::Success(key(0))), t.sender.held().rooms)

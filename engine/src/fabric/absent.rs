@@ -2,7 +2,7 @@
 
 use super::{
     Access, Completion, Content, Endpoint, Error, Event, Extent, Fabric, Grid, Item, Limits, Memory, Mr,
-    Port, QpSpec, QpState, Recv, Refused, Result, SrqSpec, Step,
+    Port, QpSpec, QpState, Recv, Refused, Result, SrqSpec, Step, Units,
 };
 use crate::id::{BufId, CqId, MrId, PortId, QpId, SrqId};
 use std::ops::Range;
@@ -52,6 +52,9 @@ impl Fabric for Absent {
         refuse()
     }
     fn holds(&self, _buf: BufId, _place: &Extent, _what: Content) -> Result<bool> {
+        refuse()
+    }
+    fn checksum(&self, _buf: BufId, _place: &Extent, _units: Units) -> Result<u64> {
         refuse()
     }
     fn flush(&mut self, _buf: BufId) -> Result<()> {

@@ -125,6 +125,19 @@ impl Content {
     }
 }
 
+/// How a place is cut for [`super::Fabric::checksum`]: into units, each with a name that does not depend on where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Units {
+    /// Name of the place's first byte; bytes of a piece are named on from there.
+    pub name: u64,
+    /// Names from one buffer to the next.
+    pub per_buffer: u64,
+    /// Names from one piece to the next.
+    pub per_piece: u64,
+    /// Bytes of a unit, at least 1. The last one of a piece may be shorter.
+    pub unit: u64,
+}
+
 /// Rights of a registration. `remote_write` and `remote_atomic` need `local_write`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Access {

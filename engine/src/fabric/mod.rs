@@ -26,7 +26,7 @@ pub use absent::Absent;
 pub use completion::{Completion, Done, Event, Failed, Opcode, Status};
 pub use device::{Device, DeviceConfig, GidChoice, Objects, Reach};
 pub use duo::Duo;
-pub use memory::{Access, Content, Extent, Grid, Memory, Mr};
+pub use memory::{Access, Content, Extent, Grid, Memory, Mr, Units};
 pub use qp::{
     Endpoint, Gid, Limits, LinkLayer, Port, QpSpec, QpState, Recv, RnrTimer, Rtr, Rts, SrqSpec, Step,
     ack_timeout, rnr_delay,
@@ -123,6 +123,9 @@ pub trait Fabric: Send {
     fn stamp(&mut self, buf: BufId, place: &Extent, what: Content) -> Result<()>;
     /// Whether every byte of `place` holds just this content.
     fn holds(&self, buf: BufId, place: &Extent, what: Content) -> Result<bool>;
+    /// A sum over the units of a place, of their bytes and names ([`bytes::checksum`]): equal places of equal names have equal sums, however
+    /// they are cut into calls. Phantom memory sums where its bytes came from.
+    fn checksum(&self, buf: BufId, place: &Extent, units: Units) -> Result<u64>;
     /// Makes writes that arrived (as told by a completion) visible to whoever computes on this kind of memory.
     /// Nothing to do for host memory.
     fn flush(&mut self, buf: BufId) -> Result<()>;

@@ -1,50 +1,22 @@
 //! A decode instance: lets rooms in, has their KV transferred, and generates in continuous batches.
 
 use super::compute::Compute;
-use super::instance::{Admission, BoxedCompute, InstanceConfig, Peers, StartError, pair};
+use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair};
+use super::job::{Job, Phase};
 use super::{Counters, Cx, Held, Input, Node, Outbox, Reason, Request, Step};
 use crate::fabric::Access;
 use crate::id::{InstanceId, RequestId};
 use crate::map::Map;
+use crate::policy::Admission;
 use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey};
 use crate::time::Time;
+use crate::timers::due;
 use crate::transfer::{
     InitiatorRoom, InstanceMemory, News, PagePool, PageTable, RoomState, Sink, TargetRoom,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// Not let in yet.
-    Waiting,
-    /// Its KV is on the way.
-    Transfer,
-    /// In the batch, or about to be.
-    Running,
-    /// Over; its pages are not free yet.
-    Over,
-}
-
-struct Job {
-    request: Request,
-    peer: InstanceId,
-    group: u16,
-    table: PageTable,
-    phase: Phase,
-    /// Batch step after which its first token of this batch is there, minus one.
-    joined: u64,
-    /// Order of admission.
-    order: u64,
-}
-
-impl Job {
-    /// Pages of the prompt.
-    fn prompt_table(&self, page_size: u32) -> PageTable {
-        PageTable::new(self.table.slice(0, self.request.prompt.div_ceil(page_size)).collect())
-    }
-}
 
 /// The node.
 pub struct DecodeNode {
@@ -87,12 +59,6 @@ pub struct DecodeNode {
 
 /// Ended rooms whose outcome can be told again.
 const ENDED: usize = 4096;
-
-/// The next room whose step has come.
-fn due(heap: &mut BinaryHeap<Reverse<(u64, RoomKey)>>, steps: u64) -> Option<RoomKey> {
-    let at = heap.peek().map(|Reverse((step, _))| *step)?;
-    (at <= steps).then(|| heap.pop()).flatten().map(|Reverse((_, key))| key)
-}
 
 impl DecodeNode {
     /// A node to be started.
@@ -206,7 +172,9 @@ impl DecodeNode {
             Message::Assign { key, peer, request } => self.assign(cx, key, peer, request),
             Message::Report { key, report } => sink.report(cx, key, report),
             Message::Publish(list) => sink.publish(cx, &list),
-            Message::Produced { key, before, pieces, last } => sink.produced(cx, &key, before, &pieces, last),
+            Message::Produced { key, before, pieces, last } => {
+                sink.produced(cx, &key, before, &pieces, last.as_deref());
+            }
             Message::Abort { key, reason } => {
                 let waiting = self.jobs.get(&key).is_some_and(|job| job.phase == Phase::Waiting);
                 sink.abort(cx, key, reason);
@@ -245,7 +213,8 @@ impl DecodeNode {
             | Message::Leave
             | Message::Query { .. }
             | Message::Create { .. }
-            | Message::Done { .. } => {}
+            | Message::Done { .. }
+            | Message::Delivered { .. } => {}
         }
     }
 
@@ -285,6 +254,15 @@ impl DecodeNode {
             self.client.send(&Message::Abort { key, reason: Reason::NoMemory });
             sink.abort(cx, key, Reason::NoMemory);
             self.done(key, Outcome::Failed(Reason::NoMemory));
+            return;
+        }
+        // Counted without those that the queue still names and that have ended.
+        let let_in = u64::from(self.admitted) + u64::from(self.draining);
+        let waiting = (self.jobs.len() as u64).saturating_sub(let_in);
+        if self.config.most_waiting.is_some_and(|most| waiting >= u64::from(most)) {
+            self.client.send(&Message::Abort { key, reason: Reason::Busy });
+            sink.abort(cx, key, Reason::Busy);
+            self.done(key, Outcome::Failed(Reason::Busy));
             return;
         }
         let (tenant, tokens, group) = (request.tenant, request.prompt, group as u16);
@@ -381,7 +359,8 @@ impl DecodeNode {
         self.running.clear();
         (self.batch, self.context, self.step_ends, self.wakes) = (0, 0, None, Time::NEVER);
         for key in rooms {
-            self.over(cx, key, Outcome::Failed(reason));
+            // Tokens of these are out: whoever hears of it must not begin anew.
+            self.over(cx, key, Outcome::Failed(Reason::Interrupted));
         }
     }
 

@@ -5,21 +5,11 @@ use super::compute::Compute;
 use crate::fabric::{Access, Error, Fabric, Memory};
 use crate::id::InstanceId;
 use crate::map::Map;
-use crate::policy::Direction;
+use crate::policy::{Admission, Direction};
 use crate::registry::{Client, Facts, Message, SessionConfig};
 use crate::transfer::{InstanceMemory, Pairing, PairingError, TransferConfig};
 use models::{DType, Layout, LayoutError, Model, PageOrder, Parallel};
 use std::sync::Arc;
-
-/// When decode takes pages for tokens that are yet to be generated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Admission {
-    /// All of them before the transfer: a request that was let in never runs out.
-    #[default]
-    Reserve,
-    /// As they are generated; when none is left, the request let in last is sent back.
-    OnDemand,
-}
 
 /// An instance: one model replica of `parallel.tp * parallel.pp` ranks on one host.
 #[derive(Clone, Debug)]
@@ -52,6 +42,10 @@ pub struct InstanceConfig {
     pub prefix_cache: bool,
     /// Decode: when pages for generated tokens are taken.
     pub admission: Admission,
+    /// Decode: requests that may wait for pages; one that comes when so many wait is refused.
+    pub most_waiting: Option<u32>,
+    /// Prefill: whether it tells the router of deliveries.
+    pub tell_deliveries: bool,
     /// Peers that it may be linked to at a time: completion queues are made for so many.
     pub peers: u32,
 }
@@ -98,6 +92,9 @@ impl InstanceConfig {
             Direction::Push => 0,
             Direction::Pull => u64::from_le_bytes(*b"pull\0\0\0\0"),
         };
+        if self.transfer.checksums {
+            facts.fingerprint ^= u64::from_le_bytes(*b"checksum");
+        }
         if let ([first, .., last], false) = (&mut facts.ranks[..], self.transfer.rules.ranks_once) {
             last.clone_from(first);
         }

@@ -8,12 +8,14 @@ mod cache;
 mod compute;
 mod decode;
 mod instance;
+mod job;
 mod prefill;
 mod router;
 
+pub use crate::policy::Admission;
 pub use compute::{Chunk, Compute, Estimate};
 pub use decode::DecodeNode;
-pub use instance::{Admission, InstanceConfig, StartError};
+pub use instance::{InstanceConfig, StartError};
 pub use prefill::PrefillNode;
 pub use router::{RouterConfig, RouterNode};
 
@@ -116,9 +118,11 @@ pub enum Step {
         /// Tokens that left decode.
         tokens: u32,
     },
-    /// It failed. Final unless it is tried again.
+    /// An attempt at it failed, and the router will send it again.
+    Retried(Reason),
+    /// It failed. Final.
     Failed(Reason),
-    /// It can never be served. Final.
+    /// It was not served: it never can be, or not now. Final.
     Rejected(Reason),
     /// Content on the decode side was not what it must be.
     Corrupt,
@@ -150,6 +154,12 @@ pub enum Reason {
     Refused = 9,
     /// There is no instance to serve it.
     NoInstance = 10,
+    /// What arrived is not what was sent: its checksum is another one.
+    Checksum = 11,
+    /// Decode left while it was generating: tokens are out already.
+    Interrupted = 12,
+    /// The queue that it would have to wait in is full.
+    Busy = 13,
 }
 
 impl Reason {
@@ -157,8 +167,20 @@ impl Reason {
     pub fn from_wire(byte: u8) -> Option<Self> {
         use Reason::*;
         [
-            Aborted, Deadline, Transfer, Retries, PeerGone, LeaseLost, TooLong, NoMemory, Layout, Refused,
+            Aborted,
+            Deadline,
+            Transfer,
+            Retries,
+            PeerGone,
+            LeaseLost,
+            TooLong,
+            NoMemory,
+            Layout,
+            Refused,
             NoInstance,
+            Checksum,
+            Interrupted,
+            Busy,
         ]
         .get(usize::from(byte))
         .copied()

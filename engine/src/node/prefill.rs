@@ -8,7 +8,7 @@ use crate::fabric::Access;
 use crate::id::{InstanceId, RequestId};
 use crate::map::Map;
 use crate::policy::Granularity;
-use crate::registry::{Client, ClientEvent, LinkBody, Message, Role, RoomKey};
+use crate::registry::{Client, ClientEvent, LinkBody, Message, Role, RoomKey, Timing};
 use crate::time::{Span, Time};
 use crate::transfer::{InitiatorRoom, InstanceMemory, News, PagePool, PageTable, RoomState, Source};
 use std::collections::VecDeque;
@@ -26,6 +26,10 @@ struct Job {
     /// Tokens whose KV is there.
     done: u32,
     cached: u32,
+    /// When it came, when its first step began, and when its last one ended.
+    came: Time,
+    began: Time,
+    ended: Time,
     /// Part of the step under way.
     computing: bool,
     /// The transfer is over (or failed): pages go back once nothing computes into them.
@@ -199,7 +203,8 @@ impl PrefillNode {
             | Message::Query { .. }
             | Message::Create { .. }
             | Message::Produced { .. }
-            | Message::Done { .. } => {}
+            | Message::Done { .. }
+            | Message::Delivered { .. } => {}
         }
     }
 
@@ -232,6 +237,9 @@ impl PrefillNode {
             shared: 0,
             done: 0,
             cached: 0,
+            came: cx.now,
+            began: cx.now,
+            ended: cx.now,
             computing: false,
             released: false,
         };
@@ -300,6 +308,7 @@ impl PrefillNode {
             }
             let Some(job) = self.jobs.get_mut(&key) else { break };
             if job.done == job.cached {
+                job.began = cx.now;
                 cx.out.record(job.request.id, Step::PrefillStart { cached: job.cached });
             }
             let (from, new) = (job.done, budget.min(job.request.prompt - job.done));
@@ -385,6 +394,7 @@ impl PrefillNode {
                     job.computing = false;
                 }
                 if last {
+                    job.ended = cx.now;
                     cx.out.record(job.request.id, Step::PrefillEnd);
                 }
                 match granularity {
@@ -448,11 +458,27 @@ impl PrefillNode {
         debug_assert_eq!(wrong, 0, "pages freed twice");
     }
 
-    fn on_news(&mut self) {
+    /// Tells the router of a delivery, if it wants to know.
+    fn delivered(&mut self, now: Time, key: RoomKey) {
+        if !self.config.tell_deliveries {
+            return;
+        }
+        let Some(job) = self.jobs.get(&key) else { return };
+        let timing = Timing {
+            cached: job.cached,
+            queued: job.began.since(job.came),
+            compute: job.ended.since(job.began),
+            handoff: now.since(job.ended),
+        };
+        self.client.send(&Message::Delivered { key, timing });
+    }
+
+    fn on_news(&mut self, now: Time) {
         while let Some(news) = self.source.as_mut().and_then(|source| source.end_mut().next_news()) {
             match news {
                 News::Tell(message) => self.client.send(&message),
-                News::Started(_) | News::Success(_) | News::Failed(..) => {}
+                News::Success(key) => self.delivered(now, key),
+                News::Started(_) | News::Failed(..) => {}
                 News::Released(key) => {
                     if let Some(job) = self.jobs.get_mut(&key) {
                         job.released = true;
@@ -475,7 +501,7 @@ impl PrefillNode {
             if let Some(source) = &mut self.source {
                 source.end_mut().abandon(cx, Reason::Aborted);
             }
-            self.on_news();
+            self.on_news(cx.now);
             self.client.leave(cx.now);
         }
     }
@@ -531,9 +557,9 @@ impl Node for PrefillNode {
             Input::Arrival(_) => {}
             Input::Shutdown => self.shut_down(cx),
         }
-        self.on_news();
+        self.on_news(cx.now);
         self.schedule(cx);
-        self.on_news();
+        self.on_news(cx.now);
         self.close(cx);
     }
 

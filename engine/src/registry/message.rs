@@ -3,8 +3,9 @@
 //! A room in a fault-free run costs nine: Create, two Assign, Publish twice (in and out), Report twice, Done twice. None of them lies
 //! between the end of prefill and decode's Success. In pull page lists go from prefill to decode, and reports back; [`Produced`] comes on top,
 //! twice for each time that prefill says so (at most [`crate::transfer::TransferConfig::parts_per_rail`] times), the last of them between the
-//! end of prefill and decode's Success.
+//! end of prefill and decode's Success. A routing policy that wants to know of deliveries adds two, [`Delivered`] in and out.
 //!
+//! [`Delivered`]: Message::Delivered
 //! [`Produced`]: Message::Produced
 
 use crate::fabric::Endpoint;
@@ -111,6 +112,24 @@ pub struct PageList {
     pub pages: Vec<PageRun>,
 }
 
+impl PageList {
+    /// Cuts it into lists of at most `runs` runs each, with their offsets; an empty list stays one list.
+    pub fn split(mut self, runs: usize) -> impl Iterator<Item = PageList> {
+        let pages = std::mem::take(&mut self.pages);
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            if at >= pages.len() && at > 0 {
+                return None;
+            }
+            let piece = &pages[at..pages.len().min(at + runs.max(1))];
+            let list = PageList { pages: piece.to_vec(), ..self.clone() };
+            self.offset += piece.iter().map(|run| run.count).sum::<u32>();
+            at += piece.len().max(1);
+            Some(list)
+        })
+    }
+}
+
 /// More of a room's KV is in prefill's pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -128,6 +147,19 @@ pub struct Report {
     pub delivered: bool,
     /// Every posted request completed with success, or none was posted: the target may free without a fence.
     pub clean: bool,
+}
+
+/// How long a delivered room took at prefill, by its clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// Tokens of the prompt that came from the prefix cache.
+    pub cached: u32,
+    /// From its assignment to its first step.
+    pub queued: Span,
+    /// From its first step to the end of its last.
+    pub compute: Span,
+    /// From there until all was delivered.
+    pub handoff: Span,
 }
 
 /// How decode's side of a room ended.
@@ -307,8 +339,8 @@ pub enum Message {
         before: u32,
         /// What is there.
         pieces: Vec<Piece>,
-        /// Whether it is the rest.
-        last: bool,
+        /// It is the rest, with the checksum of each feed if there are checksums.
+        last: Option<Vec<u64>>,
     },
     /// C>R by either side or the router, then R>C to the others: post nothing more and end it.
     Abort {
@@ -330,6 +362,13 @@ pub enum Message {
         key: RoomKey,
         /// How it ended there.
         outcome: Outcome,
+    },
+    /// C>R (prefill), then R>C (router), where the router wants to know: all KV is delivered.
+    Delivered {
+        /// The room.
+        key: RoomKey,
+        /// How long it took.
+        timing: Timing,
     },
     /// C>R, then R>C with the sender as `peer`.
     Link {

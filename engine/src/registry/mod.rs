@@ -4,6 +4,7 @@ mod client;
 mod frame;
 mod lease;
 mod message;
+mod reader;
 mod relay;
 mod room;
 mod server;
@@ -17,7 +18,7 @@ pub use client::{Client, ClientEvent, ClientStats, REGISTRY};
 pub use frame::{Frame, FrameError, FrameFlags, HEADER, Header, MAX_FRAME, MAX_MESSAGE, VERSION};
 pub use message::{
     Endpoints, Facts, LinkBody, LiveRoom, Member, Message, Outcome, PageList, PageRun, Piece, RankFacts,
-    Region, Report, Role, RoomKey,
+    Region, Report, Role, RoomKey, Timing,
 };
 pub use server::{Registry, RegistryConfig, RegistryLimits, RegistryStats};
 pub use session::{Session, SessionConfig, SessionStats};

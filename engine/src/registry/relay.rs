@@ -29,6 +29,7 @@ impl Registry {
             Message::Abort { key, reason } => self.said(now, from, key, Said::Abort(reason), bytes),
             Message::Report { key, report } => self.said(now, from, key, Said::Report(report), bytes),
             Message::Done { key, outcome } => self.said(now, from, key, Said::Done(outcome), bytes),
+            Message::Delivered { key, .. } => self.said(now, from, key, Said::Delivered, bytes),
             Message::Link { peer, body } => {
                 if !self.tell(peer, |out| wire::encode(&Message::Link { peer: from, body }, out)) {
                     self.tell(from, |out| wire::encode(&Message::Gone { instance: peer }, out));
@@ -161,6 +162,12 @@ impl Registry {
                 // Decode may be done and still wait for this, to free its pages.
                 self.tell_when(decode, report.delivered && report.clean, |out| out.extend_from_slice(bytes));
                 self.rooms.settle(now, slot);
+            }
+            // It says so before its side ends; a router that has the end already needs it no more.
+            (Said::Delivered, Part::Prefill) => {
+                if !room.decode_done {
+                    self.tell(router, |out| out.extend_from_slice(bytes));
+                }
             }
             (Said::Done(outcome), Part::Decode) => {
                 room.outcome = Some(outcome);
@@ -329,4 +336,5 @@ enum Said {
     Abort(Reason),
     Report(Report),
     Done(Outcome),
+    Delivered,
 }

@@ -5,9 +5,10 @@
 
 use super::frame::{FrameError, MAX_MESSAGE};
 use super::message::*;
+use super::reader::Reader;
 use crate::fabric::Endpoint;
-use crate::id::{InstanceId, NodeId, Page, Rank, RequestId, Room};
-use crate::node::{Reason, Request};
+use crate::id::{InstanceId, NodeId, Page, Rank, RequestId};
+use crate::node::Request;
 use crate::time::Span;
 
 /// Most ranks of an instance.
@@ -45,105 +46,6 @@ fn zigzag(value: i64) -> u64 {
 
 fn unzigzag(value: u64) -> i64 {
     (value >> 1) as i64 ^ -((value & 1) as i64)
-}
-
-/// Reads fields off the front of a message.
-struct Reader<'a> {
-    left: &'a [u8],
-}
-
-impl<'a> Reader<'a> {
-    fn bytes(&mut self, field: &'static str, need: usize) -> Result<&'a [u8], FrameError> {
-        let (head, rest) = self.left.split_at_checked(need).ok_or(FrameError::Truncated {
-            field,
-            need,
-            left: self.left.len(),
-        })?;
-        self.left = rest;
-        Ok(head)
-    }
-    #[inline]
-    fn byte(&mut self, field: &'static str) -> Result<u8, FrameError> {
-        let (&byte, rest) =
-            self.left.split_first().ok_or(FrameError::Truncated { field, need: 1, left: 0 })?;
-        self.left = rest;
-        Ok(byte)
-    }
-    #[inline]
-    fn u64(&mut self, field: &'static str) -> Result<u64, FrameError> {
-        let first = self.byte(field)?;
-        if first < 0x80 {
-            return Ok(first.into());
-        }
-        let mut value = u64::from(first & 0x7f);
-        for shift in (7..64).step_by(7) {
-            let byte = self.byte(field)?;
-            if shift == 63 && byte > 1 {
-                return Err(FrameError::Value { field, value: byte.into(), right: "64 bits at most" });
-            }
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(value);
-            }
-        }
-        Err(FrameError::Value { field, value, right: "64 bits at most" })
-    }
-    fn u32(&mut self, field: &'static str) -> Result<u32, FrameError> {
-        let value = self.u64(field)?;
-        u32::try_from(value).map_err(|_| FrameError::Value { field, value, right: "32 bits at most" })
-    }
-    fn u16(&mut self, field: &'static str) -> Result<u16, FrameError> {
-        let value = self.u64(field)?;
-        u16::try_from(value).map_err(|_| FrameError::Value { field, value, right: "16 bits at most" })
-    }
-    fn bool(&mut self, field: &'static str) -> Result<bool, FrameError> {
-        match self.byte(field)? {
-            0 => Ok(false),
-            1 => Ok(true),
-            value => Err(FrameError::Value { field, value: value.into(), right: "0 or 1" }),
-        }
-    }
-    /// A count of things that take at least `each` bytes.
-    fn count(&mut self, field: &'static str, max: u64, each: usize) -> Result<usize, FrameError> {
-        let value = self.u64(field)?;
-        if value > max {
-            return Err(FrameError::TooLong { field, value, max });
-        }
-        let count = value as usize;
-        if count * each > self.left.len() {
-            return Err(FrameError::Truncated { field, need: count * each, left: self.left.len() });
-        }
-        Ok(count)
-    }
-    fn fixed<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], FrameError> {
-        let mut array = [0; N];
-        array.copy_from_slice(self.bytes(field, N)?);
-        Ok(array)
-    }
-    fn reason(&mut self) -> Result<Reason, FrameError> {
-        let byte = self.byte("reason")?;
-        Reason::from_wire(byte).ok_or(FrameError::Value {
-            field: "reason",
-            value: byte.into(),
-            right: "0 to 10",
-        })
-    }
-    fn key(&mut self) -> Result<RoomKey, FrameError> {
-        let mut room = [0; 8];
-        room.copy_from_slice(self.bytes("room", 8)?);
-        Ok(RoomKey { room: Room(u64::from_le_bytes(room)), attempt: self.u32("attempt")? })
-    }
-    fn instance(&mut self) -> Result<InstanceId, FrameError> {
-        self.u64("instance").map(InstanceId)
-    }
-    fn role(&mut self) -> Result<Role, FrameError> {
-        match self.byte("role")? {
-            0 => Ok(Role::Router),
-            1 => Ok(Role::Prefill),
-            2 => Ok(Role::Decode),
-            value => Err(FrameError::Value { field: "role", value: value.into(), right: "0 to 2" }),
-        }
-    }
 }
 
 /// Room ids are drawn from all 64 bits: as they are, they are shorter than digit by digit.
@@ -343,21 +245,21 @@ fn pieces(from: &mut Reader<'_>) -> Result<Vec<Piece>, FrameError> {
     (0..count).map(|_| Ok(Piece { tokens: range(from)?, layers: range(from)? })).collect()
 }
 
-impl PageList {
-    /// Cuts it into lists of at most `runs` runs each, with their offsets; an empty list stays one list.
-    pub fn split(mut self, runs: usize) -> impl Iterator<Item = PageList> {
-        let pages = std::mem::take(&mut self.pages);
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            if at >= pages.len() && at > 0 {
-                return None;
+/// Whether it is the rest, and the checksums that come with it.
+fn rest(from: &mut Reader<'_>) -> Result<Option<Vec<u64>>, FrameError> {
+    match from.byte("whether it is the rest")? {
+        0 => Ok(None),
+        1 => Ok(Some(Vec::new())),
+        2 => {
+            let count = from.count("checksums", MAX_PIECES, 1)?;
+            if count == 0 {
+                return Err(FrameError::Value { field: "checksums", value: 0, right: "at least 1" });
             }
-            let piece = &pages[at..pages.len().min(at + runs.max(1))];
-            let list = PageList { pages: piece.to_vec(), ..self.clone() };
-            self.offset += piece.iter().map(|run| run.count).sum::<u32>();
-            at += piece.len().max(1);
-            Some(list)
-        })
+            (0..count).map(|_| from.u64("checksum")).collect::<Result<_, _>>().map(Some)
+        }
+        value => {
+            Err(FrameError::Value { field: "whether it is the rest", value: value.into(), right: "0 to 2" })
+        }
     }
 }
 
@@ -594,7 +496,21 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) {
             put_key(out, key);
             put(out, (*before).into());
             put_pieces(out, pieces);
-            out.push((*last).into());
+            match last.as_deref() {
+                None => out.push(0),
+                Some([]) => out.push(1),
+                Some(sums) => {
+                    out.push(2);
+                    put(out, sums.len() as u64);
+                    sums.iter().for_each(|sum| put(out, *sum));
+                }
+            }
+        }
+        Message::Delivered { key, timing } => {
+            out.push(17);
+            put_key(out, key);
+            put(out, timing.cached.into());
+            [timing.queued, timing.compute, timing.handoff].iter().for_each(|span| put(out, span.0));
         }
     }
 }
@@ -670,7 +586,16 @@ pub fn decode(bytes: &[u8]) -> Result<Message, FrameError> {
             key: from.key()?,
             before: from.u32("pieces before")?,
             pieces: pieces(from)?,
-            last: from.bool("whether it is the rest")?,
+            last: rest(from)?,
+        },
+        17 => Message::Delivered {
+            key: from.key()?,
+            timing: Timing {
+                cached: from.u32("cached tokens")?,
+                queued: Span(from.u64("time queued")?),
+                compute: Span(from.u64("time of compute")?),
+                handoff: Span(from.u64("time of handoff")?),
+            },
         },
         kind => return Err(FrameError::Kind(kind)),
     };

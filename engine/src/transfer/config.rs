@@ -58,6 +58,9 @@ pub struct TransferConfig {
     pub drain_deadline: Span,
     /// How long ended rooms are remembered: longer than any message of theirs can be under way.
     pub tombstone: Span,
+    /// Whether KV has end-to-end checksums: prefill sums up what it made, decode what arrived, and fails a room before Success where the two
+    /// differ. Equal on both sides: an instance of the other kind is refused when it registers. Costs a pass over all KV on each CPU.
+    pub checksums: bool,
     /// Whether decode checks content: at Success and again when it gives the pages back.
     pub verify: bool,
     /// Protocol rules; all on except in tests that show what each is for.
@@ -90,6 +93,7 @@ impl Default for TransferConfig {
             room_deadline: Span::s(3600),
             drain_deadline: Span::s(5),
             tombstone: Span::s(120),
+            checksums: false,
             verify: true,
             rules: Rules::default(),
         }

@@ -34,6 +34,8 @@ pub struct EndStats {
     pub fences: u64,
     /// Rooms whose aux row was not there at Success.
     pub missing_aux: u64,
+    /// Rooms that failed because what arrived had another checksum.
+    pub checksum_mismatches: u64,
 }
 
 /// What a room is doing at one end. It only ever moves on, and the last two are final.

@@ -21,6 +21,7 @@
 //! request of that part. To send it in the message would save a request, but make the registry carry data whose size is the model's
 //! business, and decode would have two places to wait for; this way Success still means that the set of requests is complete.
 
+mod checksum;
 mod config;
 mod end;
 mod initiator;

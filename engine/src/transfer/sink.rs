@@ -115,7 +115,14 @@ impl Sink {
     }
 
     /// Pull: prefill's word that more can be read.
-    pub fn produced(&mut self, cx: &mut Cx<'_>, key: &RoomKey, before: u32, pieces: &[Piece], last: bool) {
+    pub fn produced(
+        &mut self,
+        cx: &mut Cx<'_>,
+        key: &RoomKey,
+        before: u32,
+        pieces: &[Piece],
+        last: Option<&[u64]>,
+    ) {
         if let Self::Pull(end) = self {
             end.told(cx, key, before, pieces, last);
         }

@@ -39,6 +39,8 @@ pub struct Seal {
     pub key: RoomKey,
     /// Parts in all.
     pub parts: u16,
+    /// Checksum of what they move, 48 bits; 0 where there are none.
+    pub sum: u64,
 }
 
 /// Bytes of a seal cell.
@@ -65,13 +67,16 @@ impl Seal {
         bytes[..8].copy_from_slice(&self.key.room.0.to_le_bytes());
         let word = u64::from(self.key.attempt) | u64::from(SEAL_MAGIC) << 32;
         bytes[8..16].copy_from_slice(&word.to_le_bytes());
-        bytes[16..24].copy_from_slice(&u64::from(self.parts).to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.last().to_le_bytes());
         let check = self.check(word);
         bytes[24..32].copy_from_slice(&check.to_le_bytes());
         bytes
     }
+    fn last(self) -> u64 {
+        u64::from(self.parts) | self.sum << 16
+    }
     fn check(self, word: u64) -> u64 {
-        (self.key.room.0 ^ word.rotate_left(17) ^ u64::from(self.parts) << 3)
+        (self.key.room.0 ^ word.rotate_left(17) ^ self.last().rotate_left(3))
             .wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
     /// Whose seal these bytes are, if they are one.
@@ -81,8 +86,8 @@ impl Seal {
     /// The seal of `key` in these bytes, if there is one.
     pub fn from_bytes(bytes: &[u8; SEAL_BYTES as usize], key: RoomKey) -> Option<Self> {
         let word = u64_at(bytes, 8);
-        let parts = u16::try_from(u64_at(bytes, 16)).ok()?;
-        let seal = Self { key, parts };
+        let last = u64_at(bytes, 16);
+        let seal = Self { key, parts: last as u16, sum: last >> 16 };
         let right = u64_at(bytes, 0) == key.room.0
             && word == u64::from(key.attempt) | u64::from(SEAL_MAGIC) << 32
             && u64_at(bytes, 24) == seal.check(word);
@@ -137,11 +142,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn immediates_and_cells_come_back(slot in 0u16..4096, generation: u8, part in 0u16..4096, room: u64, attempt: u32, flip in 0usize..256) {
+        fn immediates_and_cells_come_back(slot in 0u16..4096, generation: u8, part in 0u16..4096, room: u64, attempt: u32, sum in 0u64..1 << 48, flip in 0usize..256) {
             let imm = Immediate { slot, generation, part };
             prop_assert_eq!(Immediate::from_u32(imm.to_u32()), imm);
             let key = RoomKey { room: Room(room), attempt };
-            let seal = Seal { key, parts: part };
+            let seal = Seal { key, parts: part, sum };
             let mut bytes = seal.to_bytes();
             prop_assert_eq!(Seal::from_bytes(&bytes, key), Some(seal));
             prop_assert_eq!(Seal::from_bytes(&bytes, RoomKey { attempt: attempt ^ 1, ..key }), None);

@@ -49,7 +49,7 @@ pub(super) fn build(spec: &Spec, seed: u64) -> Result<Cluster, RunError> {
     let topology = topology(spec, &hosts, bits_per_s as f64 / 1e9)?;
     let fabrics = Fabrics::new(hosts, topology, seed).map_err(input)?;
 
-    let maker = Nodes::new(spec)?;
+    let maker = Nodes::new(spec, seed)?;
     let memory = match spec.cluster.memory {
         MemorySpec::Bytes => Memory::Host,
         MemorySpec::Phantom => Memory::Phantom,

@@ -87,6 +87,7 @@ impl Collector {
                 }
                 Step::FirstToken => row.first_token = row.first_token.or(Some(at)),
                 Step::Preempted { .. } => {}
+                Step::Retried(_) => row.retries += 1,
                 Step::Finished => {
                     row.last_token = Some(at);
                     self.end(index, Some(at), Outcome::Succeeded);
@@ -177,6 +178,9 @@ fn name(reason: engine::node::Reason) -> String {
         Layout => "the layouts of its instances do not fit",
         Refused => "the other side refused it",
         NoInstance => "no instance to serve it",
+        Checksum => "its KV arrived with another checksum",
+        Interrupted => "its decode instance left while it was generating",
+        Busy => "the queue was full",
     }
     .to_owned()
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use engine::fabric::{Memory, RnrTimer, Rts};
 use engine::id::NodeId;
 use engine::node::{
-    self, Chunk, Compute, DecodeNode, Estimate, Held, InstanceConfig, PrefillNode, RouterConfig, RouterNode,
+    Chunk, Compute, DecodeNode, Estimate, Held, InstanceConfig, PrefillNode, RouterConfig, RouterNode,
 };
 use engine::policy;
 use engine::registry::{Registry, RegistryConfig, SessionConfig};
@@ -15,10 +15,11 @@ use models::Picos;
 use sim::fault::{Pace, Paced};
 use sim::world::AnyNode;
 
-use super::RunError;
+use super::{RunError, routing};
 use crate::compute::Profile;
+use crate::own;
 use crate::report::Leaks;
-use crate::spec::{Admission, Direction, Granularity, PortReach, Routing, SideSpec, Spec};
+use crate::spec::{Direction, Granularity, Order, Pages, PortReach, SideSpec, Spec};
 
 /// The router's number; the registry is node 0.
 pub(crate) const ROUTER: NodeId = NodeId(1);
@@ -73,22 +74,27 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    /// For this experiment, whose memory is yet to be chosen.
-    pub(crate) fn new(spec: &Spec) -> Result<Self, RunError> {
+    /// For this experiment and seed, whose memory is yet to be chosen.
+    pub(crate) fn new(spec: &Spec, seed: u64) -> Result<Self, RunError> {
         let model = spec.model().map_err(RunError::Input)?;
         let compute = Profile::load(&spec.compute.profile).map_err(input)?.scaled(spec.compute.scale);
+        if let Order::Own(name) = &spec.policy.order {
+            own::find_order(name).map_err(RunError::Input)?;
+        }
         let (session, transfer) = (session(spec), transfer(spec));
         let router = RouterConfig {
-            routing: match spec.policy.routing {
-                Routing::RoundRobin => policy::RoutingPolicy::RoundRobin,
-                Routing::LeastLoaded => policy::RoutingPolicy::LeastLoaded,
-            },
+            limits: routing::limits(&spec.policy.limits),
+            retry: routing::retry(&spec.policy.retry),
+            routing: routing::policy(&spec.policy.routing).map_err(RunError::Input)?,
+            seed,
             session,
             life: 1,
             context_len: model.context_len,
             request_deadline: transfer.room_deadline * 4,
             patience: transfer.room_deadline,
         };
+        let (pages, most_waiting) = spec.policy.admission.parts();
+        let tell_deliveries = router.routing.wants_deliveries();
         let instance = |side: &SideSpec, batch: u32, peers: u32| {
             let layout = side.layout(&model, spec.dtype).map_err(input)?;
             Ok::<_, RunError>(InstanceConfig {
@@ -106,10 +112,12 @@ impl Nodes {
                 life: 1,
                 batch,
                 prefix_cache: spec.batch.prefix_cache,
-                admission: match spec.policy.admission {
-                    Admission::Reserve => node::Admission::Reserve,
-                    Admission::OnDemand => node::Admission::OnDemand,
+                admission: match pages {
+                    Pages::Reserve => policy::Admission::Reserve,
+                    Pages::OnDemand => policy::Admission::OnDemand,
                 },
+                most_waiting,
+                tell_deliveries,
                 peers,
             })
         };
@@ -226,6 +234,7 @@ fn transfer(spec: &Spec) -> TransferConfig {
         transfer_deadline: span(t.transfer_timeout),
         room_deadline: span(t.room_timeout),
         drain_deadline: span(t.drain_timeout),
+        checksums: t.checksums,
         verify: spec.verify,
         rules: rules(&t.without),
         ..TransferConfig::default()

@@ -106,6 +106,7 @@ impl Row {
             Step::Failed(reason) => (9, reason as u64, 0),
             Step::Rejected(reason) => (10, reason as u64, 0),
             Step::Corrupt => (11, 0, 0),
+            Step::Retried(reason) => (12, reason as u64, 0),
         };
         Row(record.request.0, at_ns, kind, a, b)
     }
@@ -128,6 +129,7 @@ impl Row {
             9 => Step::Failed(reason()?),
             10 => Step::Rejected(reason()?),
             11 => Step::Corrupt,
+            12 => Step::Retried(reason()?),
             _ => return None,
         };
         Some(Record { request: RequestId(request), step })

@@ -75,7 +75,7 @@ pub(crate) fn serve(service: &Service<'_>) -> Result<String, RunError> {
     let node = match place {
         // It needs nothing of model and compute.
         Place::Registry => AnyNode::Registry(Registry::new(life, nodes::registry(spec))),
-        _ => Nodes::new(spec)?.node(place, life, spec.verbs.pools()),
+        _ => Nodes::new(spec, service.seed)?.node(place, life, spec.verbs.pools()),
     };
     let served = (|| {
         let link = link(service, &context, number)?;

@@ -216,6 +216,8 @@ pub struct RequestRecord {
     pub last_token: Option<u64>,
     /// The router, or for a success decode, knew how it ended.
     pub end: Option<u64>,
+    /// Times that it was sent again because an attempt failed.
+    pub retries: u32,
     /// Bytes written to decode.
     pub bytes: u64,
     /// Work requests posted.

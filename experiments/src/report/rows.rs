@@ -4,7 +4,7 @@ use std::io::Write;
 
 use super::result::RunResult;
 
-const HEADER: [&str; 21] = [
+const HEADER: [&str; 22] = [
     "seed",
     "id",
     "tenant",
@@ -26,6 +26,7 @@ const HEADER: [&str; 21] = [
     "bytes",
     "work_requests",
     "ttft_ms",
+    "retries",
 ];
 
 /// Writes the rows of all runs. A time or instance that a request did not come to is an empty field.
@@ -59,6 +60,7 @@ pub fn write_requests(out: impl Write, runs: &[RunResult]) -> Result<(), csv::Er
                 r.bytes.to_string(),
                 r.work_requests.to_string(),
                 text(r.ttft().map(|ps| ps as f64 / 1e9)),
+                r.retries.to_string(),
             ])?;
         }
     }
@@ -85,6 +87,6 @@ mod tests {
         let text = String::from_utf8(out).unwrap();
         let mut lines = text.lines();
         assert_eq!(lines.next().unwrap().split(',').count(), HEADER.len());
-        assert_eq!(lines.next(), Some("9,4,0,1000000000,0,0,0,failed,\"a, b\",,,,,,,3500000000,,,0,0,2.5"));
+        assert_eq!(lines.next(), Some("9,4,0,1000000000,0,0,0,failed,\"a, b\",,,,,,,3500000000,,,0,0,2.5,0"));
     }
 }

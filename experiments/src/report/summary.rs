@@ -31,6 +31,12 @@ pub struct Summary {
     pub transfer_ms: Stats,
     /// End of prefill compute to decode's Success.
     pub exposed_transfer_ms: Stats,
+    /// Over the tenants: the mean TTFT of each one's requests. The median is that of the tenant in the middle.
+    pub tenant_ttft_ms: Stats,
+    /// Tenants that had requests.
+    pub tenants: u64,
+    /// Attempts beyond the first, of requests whose transfer failed.
+    pub retries: u64,
     /// Of all requests, the part which succeeded within the objectives, 0 to 1; none without objectives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slo: Option<SloShare>,
@@ -111,6 +117,8 @@ impl Summary {
         let [mut ttft, mut tpot, mut transfer, mut exposed] = [const { Vec::new() }; 4];
         let (mut cached_tokens, mut prompt_tokens) = (0, 0);
         let mut met = [0_u64; 3];
+        let mut by_tenant: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+        let mut retries = 0;
         for run in runs {
             leaks.add(&run.leaks);
             effects.add(&run.effects);
@@ -118,6 +126,8 @@ impl Summary {
                 requests.total += 1;
                 cached_tokens += u64::from(record.cached_tokens);
                 prompt_tokens += u64::from(record.prompt);
+                retries += u64::from(record.retries);
+                let own = by_tenant.entry(record.tenant).or_default();
                 match record.outcome {
                     Outcome::Succeeded => requests.succeeded += 1,
                     Outcome::Failed(_) => requests.failed += 1,
@@ -126,6 +136,7 @@ impl Summary {
                 if record.outcome != Outcome::Succeeded {
                     continue;
                 }
+                own.extend(record.ttft().map(|ps| ps as f64 / PS_PER_MS));
                 ttft.extend(record.ttft().map(|ps| ps as f64 / PS_PER_MS));
                 tpot.extend(record.tpot().map(|ps| ps / PS_PER_MS));
                 transfer.extend(record.transfer().map(|ps| ps as f64 / PS_PER_MS));
@@ -138,6 +149,9 @@ impl Summary {
             }
         }
         let share = |count: u64| if requests.total == 0 { 0.0 } else { count as f64 / requests.total as f64 };
+        let tenants = by_tenant.len() as u64;
+        by_tenant.retain(|_, values| !values.is_empty());
+        let means = by_tenant.into_values().map(|values| Stats::of(values).mean);
         let has_slo = slo.ttft.is_some() || slo.tpot.is_some();
         let sum = |of: fn(&RunResult) -> u64| runs.iter().map(of).sum::<u64>();
         Summary {
@@ -149,6 +163,9 @@ impl Summary {
             tpot_ms: Stats::of(tpot),
             transfer_ms: Stats::of(transfer),
             exposed_transfer_ms: Stats::of(exposed),
+            tenant_ttft_ms: Stats::of(means.collect()),
+            tenants,
+            retries,
             slo: has_slo.then(|| SloShare { ttft: share(met[0]), tpot: share(met[1]), both: share(met[2]) }),
             cached_tokens,
             prompt_tokens,
@@ -207,7 +224,12 @@ mod tests {
             requests: vec![
                 record(0, Outcome::Succeeded),
                 record(1, Outcome::Failed("x".to_owned())),
-                RequestRecord { outcome: Outcome::Rejected("y".to_owned()), ..RequestRecord::default() },
+                RequestRecord {
+                    tenant: 1,
+                    retries: 2,
+                    outcome: Outcome::Rejected("y".to_owned()),
+                    ..RequestRecord::default()
+                },
             ],
             counters: Counters { events: 5, ..Counters::default() },
             leaks: Leaks { pages: 1, ..Leaks::default() },
@@ -230,6 +252,8 @@ mod tests {
         assert_eq!(json["tpot_ms"]["mean"], 2.0);
         assert_eq!(json["transfer_ms"]["p50"], 3.0);
         assert_eq!(json["exposed_transfer_ms"]["p99"], 2.0);
+        assert_eq!((&json["tenants"], &json["retries"]), (&2.into(), &4.into()));
+        assert_eq!(json["tenant_ttft_ms"]["p50"], 6.0);
         assert_eq!(json["leaks"]["pages"], 2);
         assert_eq!(json["sim_seconds"], 4.0);
         assert_eq!(json["events"], 10);

@@ -37,6 +37,18 @@ pub fn table(summary: &Summary) -> String {
             slo.both * 100.0
         );
     }
+    if summary.tenants > 1 {
+        let t = &summary.tenant_ttft_ms;
+        let _ = writeln!(
+            out,
+            "{:<22}{:>12.3}{:>12.3}{:>12.3}{:>12.3}",
+            format!("TTFT of {} tenants", summary.tenants),
+            t.mean,
+            t.p50,
+            t.p90,
+            t.p99
+        );
+    }
     let _ = writeln!(
         out,
         "{:<22}{} in {} work requests",
@@ -44,6 +56,9 @@ pub fn table(summary: &Summary) -> String {
         bytes(summary.bytes_moved),
         count(summary.work_requests)
     );
+    if summary.retries > 0 {
+        let _ = writeln!(out, "{:<22}{} attempts beyond the first", "retries", count(summary.retries));
+    }
     if summary.cached_tokens > 0 {
         let share = summary.cached_tokens as f64 / summary.prompt_tokens.max(1) as f64 * 100.0;
         let _ = writeln!(out, "{:<22}{share:.1} % of prompt tokens", "prefix hits");

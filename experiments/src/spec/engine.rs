@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::field;
 use super::posting::{Failover, Order, Rails, Replica};
+use super::routing::{Admission, LimitsSpec, RetrySpec, Routing};
 
 /// The control channel between nodes and the registry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,6 +109,9 @@ pub struct TransferSpec {
     pub retransmit: Picos,
     /// A lease that was not renewed for this time has expired.
     pub lease: Picos,
+    /// End-to-end checksums: prefill sums up the KV that it made, decode what arrived, and a request whose sums differ fails before its first
+    /// token. One pass over all KV on a CPU core of each side, which simulated time does not count.
+    pub checksums: bool,
     /// Rules of the protocol that are switched off, by name, to see what each is for: `kvrail explore --mistakes` lists them. A run
     /// without one of them can lose, corrupt or leak caches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -138,6 +142,7 @@ impl Default for TransferSpec {
             ack_delay: Picos(200_000 * 1_000_000),
             retransmit: Picos(S),
             lease: Picos(10 * S),
+            checksums: false,
             without: Vec::new(),
         }
     }
@@ -181,8 +186,12 @@ pub struct PolicySpec {
     pub replica: Replica,
     /// What may be posted and not completed, per port.
     pub window: WindowSpec,
-    /// When decode memory is taken.
+    /// When decode memory is taken, and how many may wait for it.
     pub admission: Admission,
+    /// What the router lets fly at a time.
+    pub limits: LimitsSpec,
+    /// Whether a request whose transfer failed is sent again, and who is left alone after failures.
+    pub retry: RetrySpec,
 }
 
 impl Default for PolicySpec {
@@ -197,18 +206,10 @@ impl Default for PolicySpec {
             replica: Replica::ByDestination,
             window: WindowSpec::default(),
             admission: Admission::Reserve,
+            limits: LimitsSpec::default(),
+            retry: RetrySpec::default(),
         }
     }
-}
-
-/// Which prefill and which decode instance a request goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Routing {
-    /// Each in turn.
-    RoundRobin,
-    /// The one with the least waiting work.
-    LeastLoaded,
 }
 
 /// Whether prefill writes KV to decode, or decode reads it from prefill.
@@ -252,16 +253,6 @@ impl Default for WindowSpec {
     fn default() -> Self {
         WindowSpec { bytes: ByteSize(64 << 20), requests: 65_536 }
     }
-}
-
-/// When decode memory is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Admission {
-    /// For prompt and output, before the transfer.
-    Reserve,
-    /// For the prompt before the transfer, then page by page; a request that finds none is preempted.
-    OnDemand,
 }
 
 /// What the GPUs' time is taken from.

@@ -16,6 +16,11 @@ pub(crate) fn not_negative<'de, D: Deserializer<'de>>(deserializer: D) -> Result
     number(deserializer, "a number from 0 to 1e12", |v| (0.0..=1e12).contains(&v))
 }
 
+/// A weight of what is new in a mean.
+pub(crate) fn gain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    number(deserializer, "a number above 0, at most 1", |v| v > 0.0 && v <= 1.0)
+}
+
 /// A coefficient of variation that the gamma sampler can do.
 pub(crate) fn cv<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     number(deserializer, "a number from 0.01 to 100", |v| (0.01..=100.0).contains(&v))
@@ -38,6 +43,33 @@ fn number<'de, D: Deserializer<'de>>(
 /// A whole number from 1 on.
 pub(crate) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     whole(deserializer, "a whole number from 1 to 1000000", 1, 1_000_000)
+}
+
+/// A count that may be left out.
+pub(crate) fn optional_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    count(deserializer).map(Some)
+}
+
+/// A number of tokens that may be left out.
+pub(crate) fn optional_tokens<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    tokens(deserializer).map(Some)
+}
+
+/// Attempts at a request.
+pub(crate) fn attempts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    whole(deserializer, "a whole number from 1 to 16", 1, 16)
+}
+
+/// Weights of tenants, of which somebody must have some.
+pub(crate) fn weights<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+    let values = Vec::<u32>::deserialize(deserializer)?;
+    match values.iter().find(|v| **v > 1_000_000) {
+        Some(bad) => Err(wrong(&bad.to_string(), "whole numbers from 0 to 1000000")),
+        None if values.iter().all(|v| *v == 0) => {
+            Err(wrong("weights that are all 0", "at least one above 0"))
+        }
+        None => Ok(values),
+    }
 }
 
 /// Values by tenant.

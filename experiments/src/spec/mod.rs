@@ -12,6 +12,7 @@ pub mod faults;
 pub(crate) mod field;
 mod locate;
 mod posting;
+mod routing;
 mod set;
 mod validate;
 mod verbs;
@@ -30,14 +31,17 @@ use crate::compute;
 pub use checks::{Bound, SloSpec};
 pub use cluster::{Capacity, ClusterSpec, MAX_PAGES, MemorySpec, SideSpec, TopologySpec};
 pub use engine::{
-    Admission, BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, PolicySpec, PortReach, Routing,
-    TransferSpec, WindowSpec,
+    BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, PolicySpec, PortReach, TransferSpec,
+    WindowSpec,
 };
 pub use error::{Place, SpecError};
 pub(crate) use error::{nearest, rephrase};
 pub use faults::FaultSpec;
 pub use locate::Segment;
 pub use posting::{Deadline, Failover, LeastInflight, Order, Priorities, Rails, Replica, Shares};
+pub use routing::{
+    Admission, LimitsSpec, NetworkAwareSpec, Pages, PrefixAwareSpec, RetrySpec, Routing, TenantSpec,
+};
 pub use set::{Override, SetError};
 pub use verbs::{Network, ReachSpec, VerbsMemory, VerbsSideSpec, VerbsSpec};
 pub use workload::{RequestSpec, WorkloadSpec};

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use engine::policy;
 use engine::time::Span;
 use models::{ByteSize, Picos};
+use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 
 use super::field;
+use crate::own;
 
 /// Whose parts are posted next on a port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +25,15 @@ pub enum Order {
     DeficitRoundRobin(Shares),
     /// The tenant of the highest priority.
     StrictPriority(Priorities),
+    /// A policy that the program registered under this name, see [`crate::own`].
+    Own(#[serde(deserialize_with = "registered")] String),
+}
+
+/// The name of an order policy that is there.
+fn registered<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    own::find_order(&name).map_err(de::Error::custom)?;
+    Ok(name)
 }
 
 /// How soon after its arrival a request is due.
@@ -158,6 +169,8 @@ impl Order {
             Order::StrictPriority(priorities) => policy::OrderPolicy::StrictPriority(policy::Priorities {
                 tenants: priorities.tenants.clone(),
             }),
+            // Looked for before a run begins.
+            Order::Own(name) => own::find_order(name).unwrap_or_default(),
         }
     }
 

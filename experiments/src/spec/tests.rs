@@ -235,6 +235,61 @@ fn links_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn routing_admission_limits_and_retry() {
+    let spec = parse("", &["policy.routing=prefix-aware"]).unwrap();
+    assert_eq!(spec.policy.routing, Routing::PrefixAware(PrefixAwareSpec::default()));
+    let set = "policy.routing={network-aware: {gain: 0.5}}";
+    let spec = parse("", &[set, "policy.admission={refuse: {waiting: 4, pages: on-demand}}"]).unwrap();
+    assert_eq!(spec.policy.admission, Admission::Refuse { waiting: 4, pages: Pages::OnDemand });
+    let forget = NetworkAwareSpec::default().forget;
+    assert_eq!(spec.policy.routing, Routing::NetworkAware(NetworkAwareSpec { gain: 0.5, forget }));
+    assert_eq!(parse(&spec.resolved().unwrap(), &[]).unwrap(), spec);
+    let limits = "policy.limits={tenant: {tokens: 4096}, waiting: 9}";
+    let spec = parse("", &[limits, "policy.retry={attempts: 3, cooldown: 1s}"]).unwrap();
+    assert_eq!(spec.policy.limits.tenant, Some(TenantSpec { requests: None, tokens: Some(4096) }));
+    assert_eq!(parse(&spec.resolved().unwrap(), &[]).unwrap(), spec);
+
+    for (set, parts) in [
+        ("policy.routing=fastest", &["policy.routing", "fastest", "least-loaded", "network-aware"][..]),
+        ("policy.routing=least-loadd", &["did you mean `least-loaded`?"]),
+        ("policy.routing=own", &["policy.routing", "{own: NAME}"]),
+        ("policy.routing={own: mine}", &["policy.routing", "`mine`", "experiments::own::routing"]),
+        ("policy.routing=3", &["policy.routing", "3", "the name of a routing policy"]),
+        ("policy.routing={prefix-aware: {weigth: 1}}", &["weigth", "did you mean `weight`?"]),
+        ("policy.routing={prefix-aware: {weight: -1}}", &["policy.routing.prefix-aware.weight", "-1"]),
+        ("policy.routing={network-aware: {gain: 0}}", &["policy.routing.network-aware.gain", "at most 1"]),
+        ("policy.routing={network-aware: {forget: 3}}", &["forget", "no unit"]),
+        ("policy.admission={refuse: {}}", &["policy.admission", "waiting"]),
+        ("policy.admission={refuse: {waiting: 0}}", &["policy.admission.refuse.waiting", "0", "1 to"]),
+        ("policy.limits={waiting: 4}", &["policy.limits.waiting", "limits.requests", "refuse"]),
+        ("policy.limits={tenant: {}}", &["policy.limits.tenant", "requests"]),
+        ("policy.limits={tenant: {tokens: 0}}", &["policy.limits.tenant.tokens", "0"]),
+        ("policy.retry={attempts: 0}", &["policy.retry.attempts", "1 to 16"]),
+        ("policy.retry={cooldown: 61s}", &["policy.retry.longest", "61s"]),
+        ("workload.tenants={count: 0}", &["workload.tenants.count", "0"]),
+        ("workload.tenants={weights: [0, 0]}", &["workload.tenants.weights", "at least one above 0"]),
+        ("workload.tenants={share: 2}", &["workload.tenants", "share", "count", "weights"]),
+    ] {
+        let message = problem("", &[set]);
+        for part in parts {
+            assert!(message.contains(part), "{set}: {message}\nlacks {part}");
+        }
+    }
+    let cacheless = problem("batch: {prefix_cache: false}", &["policy.routing=prefix-aware"]);
+    assert!(cacheless.contains("policy.routing") && cacheless.contains("batch.prefix_cache"), "{cacheless}");
+    let pages = problem("cluster: {prefill: {page_size: 48}}", &["policy.routing=prefix-aware"]);
+    assert!(pages.contains("page_size 48") && pages.contains("512"), "{pages}");
+    let twice = problem("workload: {synthetic: {tenants: 3}}", &["workload.tenants={count: 2}"]);
+    assert!(twice.contains("workload.tenants") && twice.contains("keep one"), "{twice}");
+    let lines = "policy:\n  routing:\n    prefix-aware:\n      weight: -2\n";
+    assert!(
+        problem(lines, &[]).contains("x.yaml:4: policy.routing.prefix-aware.weight"),
+        "{}",
+        problem(lines, &[])
+    );
+}
+
+#[test]
 fn posting_policies_have_parameters() {
     for value in [
         "order={earliest-deadline: {ttft: 500ms, per_token: 10us, tenants: {1: 200ms}}}",

@@ -80,6 +80,9 @@ impl Spec {
         if let Some((path, problem)) = self.fault_problem() {
             return wrong(&path, problem);
         }
+        if let Some((key, problem)) = super::routing::problem(self) {
+            return wrong(&format!("policy.{key}"), problem);
+        }
         if let Some((key, problem)) = self.verbs.problem() {
             return wrong(&format!("verbs.{key}"), problem);
         }
@@ -331,7 +334,25 @@ impl Spec {
     }
 
     fn lengths(&self) -> Result<(), Problem> {
+        if self.workload.tenants.is_some()
+            && self.workload.path.is_none()
+            && !self.workload.requests.is_empty()
+        {
+            return wrong(
+                "workload.tenants",
+                "workload.requests says whose each request is; keep one of them",
+            );
+        }
         let Some(synthetic) = &self.workload.synthetic else { return Ok(()) };
+        if self.workload.tenants.is_some() && synthetic.tenants > 1 && self.workload.path.is_none() {
+            return wrong(
+                "workload.tenants",
+                format!(
+                    "workload.synthetic.tenants {} says who sends the requests too; keep one of them",
+                    synthetic.tenants
+                ),
+            );
+        }
         for (name, length) in [("prompt", &synthetic.prompt), ("output", &synthetic.output)] {
             if let Length::Uniform { min, max } | Length::Lognormal { min, max, .. } = length
                 && min > max

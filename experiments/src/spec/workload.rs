@@ -29,6 +29,9 @@ pub struct WorkloadSpec {
     pub spread: Spread,
     /// Arrivals of synthetic requests, and of trace files which have lengths only (Vidur).
     pub arrival: Arrival,
+    /// Tenants of the requests, each drawn by itself; without, all requests of a trace are tenant 0's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenants: Option<Tenants>,
     /// These requests, one by one, in the order of their arrival; used when `path` is not given.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub requests: Vec<RequestSpec>,
@@ -70,6 +73,7 @@ impl Default for WorkloadSpec {
             rate_scale: 1.0,
             spread: Spread::Random,
             arrival: Arrival::Poisson { rate: 8.0 },
+            tenants: None,
             requests: Vec::new(),
             synthetic: None,
         }
@@ -91,6 +95,16 @@ pub enum Spread {
     Even,
     /// As the file says.
     None,
+}
+
+/// Who sends the requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Tenants {
+    /// So many, each as likely as the others.
+    Count(#[serde(deserialize_with = "field::count")] u32),
+    /// One for each weight, with a part of the requests in proportion to it.
+    Weights(#[serde(deserialize_with = "field::weights")] Vec<u32>),
 }
 
 /// When requests arrive.

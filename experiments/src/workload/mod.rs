@@ -13,6 +13,7 @@ mod lines;
 mod listed;
 pub(crate) mod random;
 mod synthetic;
+mod tenants;
 mod timestamp;
 mod trace;
 
@@ -49,14 +50,15 @@ pub trait Workload: Iterator<Item = Result<Request, WorkloadError>> + Send {
 /// Opens the workload that `spec` names, with the random draws of `seed`.
 pub fn open(spec: &WorkloadSpec, seed: u64) -> Result<Box<dyn Workload>, WorkloadError> {
     if let Some(path) = &spec.path {
-        return Ok(Box::new(trace::Trace::open(path, spec, seed)?));
+        return Ok(assigned(Box::new(trace::Trace::open(path, spec, seed)?), spec, seed));
     }
     if !spec.requests.is_empty() {
         return Ok(Box::new(listed::Listed::new(&spec.requests, spec.rate_scale, spec.skip, spec.limit)));
     }
     let arrivals = synthetic::Arrivals::new(spec.arrival, spec.rate_scale, seed);
     let synthetic = spec.synthetic.clone().unwrap_or_default();
-    Ok(Box::new(synthetic::Synthetic::new(synthetic, arrivals, spec.skip, spec.limit, seed)))
+    let stream = synthetic::Synthetic::new(synthetic, arrivals, spec.skip, spec.limit, seed);
+    Ok(assigned(Box::new(stream), spec, seed))
 }
 
 /// Reads a trace of `size` bytes (an estimate, for progress) from `reader`; `name` stands for the file in
@@ -68,7 +70,15 @@ pub fn read(
     spec: &WorkloadSpec,
     seed: u64,
 ) -> Result<Box<dyn Workload>, WorkloadError> {
-    Ok(Box::new(trace::Trace::new(reader, name, size, spec, seed)?))
+    Ok(assigned(Box::new(trace::Trace::new(reader, name, size, spec, seed)?), spec, seed))
+}
+
+/// With tenants, where the experiment says which there are.
+fn assigned(stream: Box<dyn Workload>, spec: &WorkloadSpec, seed: u64) -> Box<dyn Workload> {
+    match &spec.tenants {
+        Some(tenants) => Box::new(tenants::Assigned::new(stream, tenants, spec.skip, seed)),
+        None => stream,
+    }
 }
 
 #[cfg(test)]

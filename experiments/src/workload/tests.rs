@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::*;
-use crate::spec::workload::{Arrival, Length, Prefix, Spread, SyntheticSpec};
+use crate::spec::workload::{Arrival, Length, Prefix, Spread, SyntheticSpec, Tenants};
 
 fn stream(bytes: impl Into<Vec<u8>>, spec: &WorkloadSpec) -> Result<Vec<Request>, WorkloadError> {
     let bytes = bytes.into();
@@ -321,4 +321,28 @@ proptest! {
             prop_assert!(one.arrival_ps >= *at && one.arrival_ps - at < 3_000_000_000_000);
         }
     }
+}
+
+/// Tenants come from a stream of their own: they change nothing else, have their weights, and do not move when requests are left out.
+#[test]
+fn tenants_of_a_trace() {
+    let lengths = SyntheticSpec { requests: 4000, ..SyntheticSpec::default() };
+    let bare = synthetic(Arrival::Poisson { rate: 5.0 }, lengths);
+    let draw = |tenants: Tenants, skip| {
+        let spec = WorkloadSpec { tenants: Some(tenants), skip, ..bare.clone() };
+        super::open(&spec, 3).unwrap().map(Result::unwrap).collect::<Vec<Request>>()
+    };
+    let weighted = draw(Tenants::Weights(vec![6, 0, 3, 1]), 0);
+    let count = |tenant| weighted.iter().filter(|request| request.tenant == tenant).count();
+    for (tenant, right) in [(0, 2400), (1, 0), (2, 1200), (3, 400usize)] {
+        assert!(count(tenant).abs_diff(right) < 120, "tenant {tenant}: {}", count(tenant));
+    }
+    let without: Vec<Request> = super::open(&bare, 3).unwrap().map(Result::unwrap).collect();
+    let stripped = weighted.iter().map(|request| Request { tenant: 0, ..request.clone() });
+    assert!(stripped.eq(without), "only the tenant differs");
+    let tenants = |requests: &[Request]| requests.iter().map(|request| request.tenant).collect::<Vec<_>>();
+    assert_eq!(tenants(&draw(Tenants::Count(7), 100)), tenants(&draw(Tenants::Count(7), 0))[100..]);
+    let traced =
+        stream(MOONCAKE, &WorkloadSpec { tenants: Some(Tenants::Count(1000)), ..verbatim() }).unwrap();
+    assert!(traced.iter().any(|request| request.tenant > 0));
 }

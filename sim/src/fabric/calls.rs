@@ -4,7 +4,7 @@ use super::host::{Cq, SimFabric, Srq, check, find, find_mut};
 use super::qp::{Qp, RecvQueue};
 use engine::fabric::{
     Access, Completion, Content, Endpoint, Error, Event, Extent, Fabric, Grid, Item, Limits, Memory as Kind,
-    Mr, Port, QpSpec, QpState, Recv, Refused, Result, SrqSpec, Status, Step,
+    Mr, Port, QpSpec, QpState, Recv, Refused, Result, SrqSpec, Status, Step, Units,
 };
 use engine::id::{BufId, CqId, MrId, PortId, QpId, SrqId};
 use std::collections::VecDeque;
@@ -38,6 +38,9 @@ impl Fabric for SimFabric {
     }
     fn holds(&self, buf: BufId, place: &Extent, what: Content) -> Result<bool> {
         self.memory.holds(buf, place, what)
+    }
+    fn checksum(&self, buf: BufId, place: &Extent, units: Units) -> Result<u64> {
+        self.memory.checksum(buf, place, units)
     }
     fn flush(&mut self, buf: BufId) -> Result<()> {
         self.memory.flush(buf)

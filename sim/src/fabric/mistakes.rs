@@ -30,6 +30,8 @@ pub struct Mistakes {
     pub zero_length_checked: bool,
     /// Immediates come with their bytes in the other order.
     pub immediates_swapped: bool,
+    /// The first bit of what a WRITE or READ moves changes on its way, unseen by any checksum of the wire; of messages longer than 64 bytes.
+    pub bits_flipped: bool,
 }
 
 impl Mistakes {
@@ -54,6 +56,7 @@ impl Mistakes {
             one("receives_not_flushed", |m| m.receives_not_flushed = true),
             one("zero_length_checked", |m| m.zero_length_checked = true),
             one("immediates_swapped", |m| m.immediates_swapped = true),
+            one("bits_flipped", |m| m.bits_flipped = true),
         ]
     }
 }

@@ -113,6 +113,12 @@ impl Side {
         self.config.admission = Admission::OnDemand;
         self
     }
+    /// Decode refuses a request when so many wait for pages.
+    #[must_use]
+    pub fn refuse_above(mut self, waiting: u32) -> Self {
+        self.config.most_waiting = Some(waiting);
+        self
+    }
     /// NIC ports of each instance.
     #[must_use]
     pub fn ports(mut self, n: u32) -> Self {
@@ -176,6 +182,8 @@ impl Build {
             batch: 512,
             prefix_cache: false,
             admission: Admission::Reserve,
+            most_waiting: None,
+            tell_deliveries: false,
             peers: 1,
         };
         let side = Side { instances: 1, ports: 1, config };
@@ -192,6 +200,7 @@ impl Build {
                 context_len: u32::MAX,
                 request_deadline: Span::s(60),
                 patience: Span::s(20),
+                ..RouterConfig::default()
             },
             compute: FixedCompute { per_token: Span::us(1), step: Span::us(100) },
             nic: Arc::new(NicProfile::ideal()),
@@ -353,6 +362,8 @@ impl Build {
     pub fn build(mut self) -> Kit {
         self.prefill.config.peers = self.decode.instances;
         self.decode.config.peers = self.prefill.instances;
+        self.router.seed = self.seed;
+        self.prefill.config.tell_deliveries = self.router.routing.wants_deliveries();
         let bare = || HostSpec { ports: Vec::new(), nic: self.nic.clone() };
         let mut hosts = vec![bare(), bare()];
         for side in [&self.prefill, &self.decode] {

@@ -3,6 +3,7 @@
 use super::{Ending, Kit};
 use crate::watch::{Watcher, least_bytes};
 use engine::id::RequestId;
+use engine::node::Reason;
 use models::Layout;
 
 /// What a run moved.
@@ -76,7 +77,9 @@ impl Kit {
         wrong.extend(self.watcher.fault_free(&self.world).iter().map(ToString::to_string));
         // Nothing that a scenario asks for is too much.
         for life in self.watcher.lives() {
-            if let Some(Ending::Rejected(why)) = life.ending() {
+            if let Some(Ending::Rejected(why)) =
+                life.ending().filter(|end| *end != Ending::Rejected(Reason::Busy))
+            {
                 wrong.push(format!("request {} was rejected without faults: {why:?}", life.request().id.0));
             }
         }

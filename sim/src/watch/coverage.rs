@@ -60,7 +60,7 @@ impl Who {
 pub enum State {
     /// It was not there.
     Nowhere,
-    /// At the router, with no instances to send it to.
+    /// At the router: no instance is there, its turn has not come, or it is about to be sent again.
     Queued,
     /// At its instances.
     Routed,

@@ -74,7 +74,7 @@ impl Life {
         let step = stamped.record.step;
         let next = match step {
             Step::Routed { .. } => Some(State::Routed),
-            Step::Preempted { .. } => Some(State::Queued),
+            Step::Preempted { .. } | Step::Retried(_) => Some(State::Queued),
             Step::Finished => Some(State::Finished),
             Step::Failed(_) => Some(State::Failed),
             Step::Rejected(_) => Some(State::Rejected),
@@ -92,15 +92,15 @@ impl Life {
         step == Step::Corrupt
     }
 
-    /// Whether it had Success in time and its last token left decode, and the router knows only that decode's lease is over. The two
-    /// sides' outcomes are their own: a stopped decode that goes on ends the step under way before it hears that it is gone.
+    /// Whether it had Success in time and its last token left decode, and the router knows only that decode's lease is over, or its own.
+    /// The two sides' outcomes are their own: a stopped decode that goes on ends the step under way before it hears that it is gone.
     pub(super) fn was_lost_after_success(&self) -> bool {
         let (mut success, mut finished, mut failed) = (false, 0, 0);
         for stamped in &self.steps {
             match stamped.record.step {
                 Step::Success => success = true,
                 Step::Finished if success => finished += 1,
-                Step::Failed(Reason::PeerGone) if success => failed += 1,
+                Step::Failed(Reason::PeerGone | Reason::LeaseLost) if success => failed += 1,
                 Step::Failed(_) | Step::Rejected(_) | Step::Finished => return false,
                 _ => {}
             }

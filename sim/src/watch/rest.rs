@@ -71,6 +71,7 @@ impl Watcher {
                 let broken = match stamped.record.step {
                     Step::Success if success => "had Success twice",
                     Step::Finished if !success => "finished without Success",
+                    Step::Retried(_) if success => "was sent again after Success",
                     _ => "",
                 };
                 if !broken.is_empty() {
@@ -148,6 +149,8 @@ impl Watcher {
                 match stamped.record.step {
                     Step::Routed { .. } => tries_of.push(prompt),
                     Step::Preempted { tokens } => prompt += tokens,
+                    // Decode was too busy to take it: nothing was sent.
+                    Step::Retried(_) => drop(tries_of.pop()),
                     Step::Delivered { bytes, .. } => delivered.push(bytes),
                     _ => {}
                 }

@@ -3,8 +3,8 @@
 use engine::id::{NodeId, PortId};
 use engine::node::Request;
 use engine::policy::{
-    Granularity, LeastInflight, OrderPolicy, Priorities, RailPolicy, ReplicaChoice, RoutingPolicy, Shares,
-    Slo, Window,
+    Granularity, LeastInflight, Limits, OrderPolicy, Priorities, RailPolicy, ReplicaChoice, Retry,
+    RoutingPolicy, Shares, Slo, Window,
 };
 use engine::time::Span;
 use models::{Attention, DType, IndexK, Model};
@@ -52,6 +52,30 @@ pub(crate) struct RequestCase {
     pub shares: Option<u64>,
 }
 
+/// What the router decides by.
+#[derive(Clone, Debug)]
+pub(crate) struct RouterCase {
+    pub routing: u32,
+    pub attempts: u32,
+    pub cooldown_ms: u64,
+    /// Requests in flight, of all and of a tenant.
+    pub flying: Option<(u32, u32)>,
+    /// Requests that may wait at decode.
+    pub refuse: Option<u32>,
+}
+
+impl RouterCase {
+    fn routing(&self) -> RoutingPolicy {
+        match self.routing {
+            0 => RoutingPolicy::RoundRobin,
+            1 => RoutingPolicy::LeastLoaded,
+            2 => RoutingPolicy::PowerOfTwo,
+            3 => RoutingPolicy::PrefixAware { weight: 1.0, blocks: 3 },
+            _ => RoutingPolicy::NetworkAware { gain: 0.5, forget: Span::ms(1) },
+        }
+    }
+}
+
 /// A scenario as numbers, so that it shrinks and prints.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
@@ -69,7 +93,7 @@ pub(crate) struct Case {
     pub replica: u32,
     pub granularity: u32,
     pub order: u32,
-    pub least_loaded: bool,
+    pub router: RouterCase,
     pub window: (u64, u64, u32),
     pub send_depth: u32,
     pub max_sge: u16,
@@ -127,8 +151,11 @@ impl Case {
             .prefill(|side| self.side(&self.prefill, side))
             .decode(|side| self.side(&self.decode, side))
             .router(|r| {
-                r.routing =
-                    if self.least_loaded { RoutingPolicy::LeastLoaded } else { RoutingPolicy::RoundRobin };
+                let RouterCase { attempts, cooldown_ms, flying, .. } = self.router;
+                r.routing = self.router.routing();
+                r.retry = Retry { attempts, cooldown: Span::ms(cooldown_ms), longest: Span::s(1) };
+                let (requests, tenant_requests) = flying.unzip();
+                r.limits = Limits { requests, tenant_requests, ..Limits::default() };
             })
             .control(|c| {
                 let (loss, duplicate, reorder, jitter) = self.control;
@@ -174,6 +201,9 @@ impl Case {
                 t.slots = self.slots;
                 t.parts_per_rail = self.parts_per_rail;
             });
+        if let Some(waiting) = self.router.refuse {
+            build = build.decode(|side| side.refuse_above(waiting));
+        }
         if self.on_demand {
             build = build.decode(Side::on_demand);
         }
@@ -276,13 +306,25 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn router()(
+        routing in 0u32..5,
+        attempts in 1u32..4,
+        cooldown_ms in prop::sample::select(vec![0u64, 5, 500]),
+        flying in prop::option::weighted(0.3, (1u32..6, 1u32..4)),
+        refuse in prop::option::weighted(0.2, 1u32..4),
+    ) -> RouterCase {
+        RouterCase { routing, attempts, cooldown_ms, flying, refuse }
+    }
+}
+
+prop_compose! {
     fn policies()(
         rails in 1u16..4,
         rail_policy in 0u32..5,
         replica in 0u32..4,
         granularity in 0u32..5,
         order in 0u32..5,
-        least_loaded: bool,
+        router in router(),
         window in (
             prop::sample::select(vec![1u64, 3000, 64 << 20]),
             prop::sample::select(vec![1u64, 7, 8192]),
@@ -300,7 +342,7 @@ prop_compose! {
         };
         Case {
             seed: 0, model: 0, fp8: false, bytes: false, pull: false, prefill: side.clone(), decode: side, on_demand, prefix_cache,
-            rails, rail_policy, replica, granularity, order, least_loaded, window, send_depth, max_sge, slots, parts_per_rail,
+            rails, rail_policy, replica, granularity, order, router, window, send_depth, max_sge, slots, parts_per_rail,
             mbps: 100_000, control: (0, 0, 0, 0), requests: Vec::new(), faults: Vec::new(),
         }
     }

@@ -1,8 +1,7 @@
 //! What comes over the metadata channel: cases 13, 14, 19 and 21, on the real decoders, registry and nodes.
 
-use engine::fabric::Absent;
 use engine::id::{InstanceId, NodeId, RequestId, Room};
-use engine::node::{Cx, Input, Node as _, Outbox, Request};
+use engine::node::{Input, Outbox, Request};
 use engine::registry::{
     Client, ClientEvent, Facts, Frame, FrameFlags, Header, MAX_MESSAGE, Message, REGISTRY, Registry,
     RegistryConfig, Role, RoomKey, SessionConfig, decode, encode,
@@ -44,7 +43,7 @@ impl Desk {
 
     fn step(&mut self, input: Input<'_>) -> Outbox {
         let mut out = Outbox::default();
-        self.registry.handle(&mut Cx { now: self.now, fabric: &mut Absent, out: &mut out }, input);
+        self.registry.step(self.now, input, &mut out);
         out
     }
 
@@ -149,7 +148,7 @@ fn case_14_room_ids_over_63_bits() {
         assert_eq!(decode(&bytes), Ok(message));
         let row = AuxRow { key, request: RequestId(room), token: 1, cached: 2 };
         assert_eq!(AuxRow::from_bytes(&row.to_bytes()), row);
-        let seal = Seal { key, parts: 3 };
+        let seal = Seal { key, parts: 3, sum: 7 };
         assert_eq!(Seal::from_bytes(&seal.to_bytes(), key), Some(seal));
         let masked = RoomKey { room: Room(peers(room)), ..key };
         assert_eq!(Seal::from_bytes(&seal.to_bytes(), masked), None);

@@ -94,3 +94,33 @@ fn case_17_ranks_disagree() {
     assert!(!t.succeeded(a) && matches!(t.ending(a), Some(Ending::Failed(_))));
     t.assert_clean();
 }
+
+/// Prefill was restarted. Decode knew its address, its queue pairs and its keys from before and used them: every request failed until decode
+/// was restarted too. Law: a request that meets no fault finishes. (Pushed it is prefill that would believe in a decode that is gone.)
+#[test]
+fn case_11_a_restarted_prefill_needs_the_decode_restarted_too() {
+    let ends = |build: Build, pull: bool| {
+        let mut t = build.build();
+        let a = t.request(100, 5);
+        assert!(t.run());
+        t.assert_finished(a);
+        let node = if pull { t.prefill(0) } else { t.decode(0) };
+        t.crash(node);
+        t.run_for(Span::s(8));
+        t.restart(node);
+        t.run_for(Span::s(1));
+        (0..3)
+            .map(|_| {
+                let b = t.request(100, 5);
+                t.run();
+                t.ending(b)
+            })
+            .collect::<Vec<_>>()
+    };
+    for (base, pull) in [(slow(), false), (slow().pull(), true)] {
+        let finished = Some(Ending::Finished);
+        assert_eq!(ends(base.clone(), pull), [finished; 3]);
+        let lost = ends(without(base, "facts_of_instance"), pull);
+        assert!(!lost.contains(&finished), "{lost:?}");
+    }
+}

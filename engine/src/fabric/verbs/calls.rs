@@ -6,6 +6,7 @@ use super::{Cq, Srq, VerbsFabric, list, open, sys};
 use crate::fabric::{
     Access, Completion, Content, Device, Endpoint, Error, Event, Extent, Fabric, Gid, Grid, Item, Limits,
     LinkLayer, Memory as Kind, Mr, Objects, Port, QpSpec, QpState, Recv, Refused, Result, Sge, SrqSpec, Step,
+    Units,
 };
 use crate::id::{BufId, CqId, MrId, PortId, QpId, SrqId};
 use ibverbs_sys as ffi;
@@ -205,6 +206,9 @@ impl Fabric for VerbsFabric {
     }
     fn holds(&self, buf: BufId, place: &Extent, what: Content) -> Result<bool> {
         self.memory.holds(buf, place, what)
+    }
+    fn checksum(&self, buf: BufId, place: &Extent, units: Units) -> Result<u64> {
+        self.memory.checksum(buf, place, units)
     }
     fn flush(&mut self, buf: BufId) -> Result<()> {
         self.memory.flush(buf)

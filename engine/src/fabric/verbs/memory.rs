@@ -4,7 +4,7 @@
 //! pointers, in ranges that were checked.
 
 use super::sys;
-use crate::fabric::{Access, Content, Error, Extent, Grid, Memory as Kind, Mr, Result, bytes};
+use crate::fabric::{Access, Content, Error, Extent, Grid, Memory as Kind, Mr, Result, Units, bytes};
 use crate::id::{BufId, LKey, MrId, RKey};
 use ibverbs_sys as ffi;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -195,6 +195,15 @@ impl Memory {
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), base.add(at), from.len()) }
         });
         Ok(())
+    }
+
+    pub(super) fn checksum(&self, buf: BufId, place: &Extent, units: Units) -> Result<u64> {
+        let (buffer, base) = self.bytes(buf)?;
+        place.check(&buffer.grid)?;
+        Ok(bytes::checksum(&buffer.grid, place, units, |at, into| {
+            // SAFETY: the place was checked against the grid, which the buffer covers; else as in `write`.
+            unsafe { std::ptr::copy_nonoverlapping(base.add(at).cast_const(), into.as_mut_ptr(), into.len()) }
+        }))
     }
 
     pub(super) fn holds(&self, buf: BufId, place: &Extent, what: Content) -> Result<bool> {

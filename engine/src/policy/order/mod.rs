@@ -13,6 +13,7 @@ pub use fifo::Fifo;
 pub use shortest::ShortestRemaining;
 pub use strict::{Priorities, StrictPriority};
 
+use super::Own;
 use crate::time::Time;
 
 /// A transfer's share of one port.
@@ -68,6 +69,8 @@ pub enum OrderPolicy {
     DeficitRoundRobin(Shares),
     /// [`StrictPriority`].
     StrictPriority(Priorities),
+    /// One that is not of this crate.
+    Own(Own<dyn Order>),
 }
 
 impl OrderPolicy {
@@ -79,6 +82,7 @@ impl OrderPolicy {
             Self::EarliestDeadline(slo) => Box::new(EarliestDeadline::new(slo.clone())),
             Self::DeficitRoundRobin(shares) => Box::new(DeficitRoundRobin::new(shares.clone())),
             Self::StrictPriority(priorities) => Box::new(StrictPriority::new(priorities.clone())),
+            Self::Own(own) => own.make(0),
         }
     }
 }

@@ -20,7 +20,7 @@ fn instance() -> impl Strategy<Value = InstanceId> {
 }
 
 fn reason() -> impl Strategy<Value = Reason> {
-    (0u8..=10).prop_map(|byte| Reason::from_wire(byte).unwrap())
+    (0u8..=13).prop_map(|byte| Reason::from_wire(byte).unwrap())
 }
 
 fn role() -> impl Strategy<Value = Role> {
@@ -144,7 +144,7 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
             request
         }),
         pages().prop_map(Message::Publish),
-        (key(), any::<u32>(), vec((range(), range()), 0..6), any::<bool>()).prop_map(
+        (key(), any::<u32>(), vec((range(), range()), 0..6), prop::option::of(vec(number(), 0..4))).prop_map(
             |(key, before, pieces, last)| {
                 let piece = |(tokens, layers)| Piece { tokens, layers };
                 Message::Produced { key, before, pieces: pieces.into_iter().map(piece).collect(), last }
@@ -154,6 +154,11 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
         (key(), any::<bool>(), any::<bool>())
             .prop_map(|(key, delivered, clean)| Message::Report { key, report: Report { delivered, clean } }),
         (key(), outcome).prop_map(|(key, outcome)| Message::Done { key, outcome }),
+        (key(), any::<u32>(), any::<[u64; 3]>()).prop_map(|(key, cached, [queued, compute, handoff])| {
+            let timing =
+                Timing { cached, queued: Span(queued), compute: Span(compute), handoff: Span(handoff) };
+            Message::Delivered { key, timing }
+        }),
         (instance(), link()).prop_map(|(peer, body)| Message::Link { peer, body }),
     ]
 }
@@ -259,7 +264,7 @@ fn errors_name_the_field_and_the_value() {
     let text = |result: Result<Message, FrameError>| result.unwrap_err().to_string();
     assert_eq!(text(decode(&[99])), "message kind 99 is not known");
     assert_eq!(text(decode(&[])), "kind of message: needs 1 bytes, 0 are left");
-    assert_eq!(text(decode(&[12, 1, 0, 0, 0, 0, 0, 0, 0, 1, 77])), "reason: 77 is not valid, 0 to 10");
+    assert_eq!(text(decode(&[12, 1, 0, 0, 0, 0, 0, 0, 0, 1, 77])), "reason: 77 is not valid, 0 to 13");
     let mut huge = vec![9, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0];
     huge.extend([0xff, 0xff, 0xff, 0x7f]);
     assert_eq!(text(decode(&huge)), "blocks: 268435455, at most 65536 allowed");

@@ -1,5 +1,6 @@
 //! Posting: order and window decide together what goes out next on a port.
 
+use super::super::checksum::fold;
 use super::super::news::News;
 use super::super::wire::{AUX_BYTES, AuxRow, Immediate, SEAL_BYTES, SLOT_BYTES, Seal};
 use super::Initiator;
@@ -150,7 +151,8 @@ impl Initiator {
             let inline = |signaled| Flags { signaled, fence: false, inline: true };
             let mut extras: Vec<WorkRequest<'_>> = Vec::with_capacity(2);
             if let Some(parts) = part.seal {
-                let seal = Seal { key: room.spec.key, parts }.to_bytes();
+                let sum = room.sums.get(usize::from(part.feed)).map_or(0, |sum| fold(*sum));
+                let seal = Seal { key: room.spec.key, parts, sum }.to_bytes();
                 // The scratch is this rank's own memory: writing it cannot fail.
                 let _ = cx.fabric.write(memory.aux.buf, AUX_BYTES, &seal);
                 let (id, op, local) = (WrId(0), Op::WriteImm(imm), &seal_sge[..]);

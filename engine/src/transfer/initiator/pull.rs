@@ -1,5 +1,6 @@
 //! What only an initiator that READs does: it is told what there is to read, and its own completions say that it is here.
 
+use super::super::checksum::{Side, fold, of_feed};
 use super::super::pages::PageTable;
 use super::Initiator;
 use crate::node::{Cx, Reason, Step};
@@ -38,14 +39,26 @@ impl Initiator {
     }
 
     /// The target's word that these pieces are in its pages, `before` others having been told of. What was told already is passed over, so
-    /// that everything can be told again after a restart of the registry; what leaves a gap will be.
-    pub fn told(&mut self, cx: &mut Cx<'_>, key: &RoomKey, before: u32, pieces: &[Piece], last: bool) {
+    /// that everything can be told again after a restart of the registry; what leaves a gap will be. `last` comes with the rest, and has the
+    /// checksum of each feed where there are any.
+    pub fn told(
+        &mut self,
+        cx: &mut Cx<'_>,
+        key: &RoomKey,
+        before: u32,
+        pieces: &[Piece],
+        last: Option<&[u64]>,
+    ) {
         let Some(index) = self.by_key.get(key).copied() else { return };
         let layers = self.memory.layout().model().layers;
         let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
         if room.ending || room.all_produced || before > room.told.0 {
             return;
         }
+        if let Some(sums) = last {
+            room.sums = sums.to_vec();
+        }
+        let last = last.is_some();
         let new = pieces.get((room.told.0 - before) as usize..).unwrap_or_default();
         let outside = |piece: &Piece| piece.tokens.end > room.spec.tokens || piece.layers.end > layers;
         let mut refused = new.iter().any(outside);
@@ -84,6 +97,26 @@ impl Initiator {
             cx.out.record(request, Step::Corrupt);
         }
         here
+    }
+
+    /// Whether what was read has the checksums that prefill said; true without checksums.
+    pub(super) fn is_as_sent(&mut self, cx: &mut Cx<'_>, index: u32) -> bool {
+        if !self.config.checksums || !self.config.rules.checksums_compared {
+            return true;
+        }
+        let Some(room) = self.rooms.get(index as usize).and_then(Option::as_ref) else { return false };
+        let (Some(link), Some(remote)) = (self.links.get(&room.spec.peer), &room.remote) else {
+            return false;
+        };
+        let pairing = &link.pairing;
+        let (tokens, layers) = (0..room.spec.tokens, 0..u32::MAX);
+        room.sums.len() == pairing.feeds.len()
+            && (0..pairing.feeds.len()).all(|feed| {
+                let wire = pairing.wire(link.facts.dp, room.spec.group, remote.group, feed, 0);
+                let (side, range) = (Side::Initiator(pairing.wires[wire].src), (&tokens, &layers));
+                let sum = of_feed(cx.fabric, &self.memory, pairing, feed, side, &room.src, range);
+                sum.map(fold) == Ok(room.sums[feed])
+            })
     }
 
     /// This side needs the pages of a room no more; or, of one not yet decided, wants it no more.

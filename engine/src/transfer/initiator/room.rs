@@ -1,5 +1,6 @@
 //! The life of a room at the initiator: opened, given pages and a page list, cut into parts, ended.
 
+use super::super::checksum::{Side, of_feed};
 use super::super::end::RoomState;
 use super::super::news::News;
 use super::super::pages::PageTable;
@@ -100,6 +101,8 @@ pub(super) struct Room {
     pub cuts: u32,
     /// Next part number by feed.
     pub numbers: Vec<u16>,
+    /// With checksums, by feed: in push of what was produced so far; in pull what prefill said of everything.
+    pub sums: Vec<u64>,
     pub parts: Vec<Part>,
     pub undone: u32,
     pub jobs: Vec<JobId>,
@@ -141,6 +144,7 @@ impl Room {
             sealed: false,
             cuts: 0,
             numbers,
+            sums: Vec::new(),
             parts,
             undone: 0,
             jobs,
@@ -348,6 +352,18 @@ impl Initiator {
         for (f, feed) in pairing.feeds.iter().enumerate() {
             let mut plans: Vec<(Arc<Plan>, u8)> = Vec::with_capacity(room.pieces.len() * feed.shares.len());
             for (p, (tokens, layers)) in room.pieces.iter().enumerate() {
+                if self.config.checksums && !pull {
+                    room.sums.resize(pairing.feeds.len(), 0);
+                    let wire = pairing.wire(dst_groups, room.spec.group, remote.group, f, 0);
+                    let (side, range) = (Side::Initiator(pairing.wires[wire].src), (tokens, layers));
+                    match of_feed(cx.fabric, &self.memory, &pairing, f, side, &room.src, range) {
+                        Ok(sum) => room.sums[f] = room.sums[f].wrapping_add(sum),
+                        Err(_) => {
+                            self.fail(cx, key, Reason::Checksum, true);
+                            return;
+                        }
+                    }
+                }
                 for (s, share) in feed.shares.iter().enumerate() {
                     let made =
                         self.plans.iter().find(|(class, piece, _)| *class == share.class && *piece == p);
@@ -610,10 +626,15 @@ impl Initiator {
             let key = room.spec.key;
             if !lease {
                 self.fail(cx, key, Reason::LeaseLost, true);
-            } else if self.config.direction == Direction::Push || self.has_arrived(cx, index) {
+            } else if self.config.direction == Direction::Push {
                 self.end(cx, index, true);
-            } else {
+            } else if !self.has_arrived(cx, index) {
                 self.fail(cx, key, Reason::Transfer, true);
+            } else if !self.is_as_sent(cx, index) {
+                self.stats.checksum_mismatches += 1;
+                self.fail(cx, key, Reason::Checksum, true);
+            } else {
+                self.end(cx, index, true);
             }
         }
     }

@@ -52,12 +52,14 @@ pub(super) struct Source {
     /// Immediates counted, for the rule that is switched off.
     pub count: u16,
     pub seal: Option<u16>,
+    /// The checksum that came with the seal.
+    pub sum: u64,
     pub done: bool,
 }
 
 impl Source {
     pub(super) fn new(rank: Rank) -> Self {
-        Self { rank, seen: PartSet::default(), count: 0, seal: None, done: false }
+        Self { rank, seen: PartSet::default(), count: 0, seal: None, sum: 0, done: false }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What only a target of READs does: shows its pages, says what of the KV is in them, and takes the initiator's word for the rest.
 
+use super::super::checksum::{Side, fold, of_feed};
 use super::super::news::News;
 use super::super::pages::PageTable;
 use super::super::wire::AuxRow;
@@ -26,6 +27,8 @@ pub(super) struct Shown {
     /// All of the KV is there, and the initiator knows.
     all: bool,
     all_told: bool,
+    /// With checksums: of what was told of, by feed.
+    sums: Vec<u64>,
 }
 
 impl Shown {
@@ -60,6 +63,7 @@ impl Target {
             return;
         }
         (room.shown.told, room.shown.messages, room.shown.all_told) = (0, 0, false);
+        room.shown.sums.clear();
         self.list_shown(index);
         self.show(cx, index);
     }
@@ -157,6 +161,15 @@ impl Target {
         let pieces = shown.pieces[shown.told..].to_vec();
         (shown.told, shown.all_told) = (shown.pieces.len(), shown.all);
         shown.messages += 1;
+        let mut sums = std::mem::take(&mut shown.sums);
+        if self.config.checksums && !self.add_up(cx, index, &pieces, &mut sums) {
+            self.fail(cx, key, Reason::Checksum, true);
+            return;
+        }
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        let told = last.then(|| sums.iter().map(|sum| fold(*sum)).collect());
+        room.shown.sums = sums;
+        let shown = &room.shown;
         if last {
             // In place before the word that it can be read, with the last of the KV.
             let row = AuxRow { key, request, token: AuxRow::first_token(request), cached: shown.cached };
@@ -166,7 +179,24 @@ impl Target {
                 return;
             }
         }
-        self.news.push_back(News::Tell(Message::Produced { key, before, pieces, last }));
+        self.news.push_back(News::Tell(Message::Produced { key, before, pieces, last: told }));
+    }
+
+    /// Adds the checksums of some pieces to those of a room's feeds. False if its memory cannot be read.
+    fn add_up(&self, cx: &mut Cx<'_>, index: u32, pieces: &[Piece], sums: &mut Vec<u64>) -> bool {
+        let Some(room) = self.rooms[index as usize].as_ref() else { return false };
+        let Some(link) = self.links.get(&room.spec.peer) else { return false };
+        let (pairing, groups) = (&link.pairing, self.memory.layout().parallel().dp as u16);
+        sums.resize(pairing.feeds.len(), 0);
+        pieces.iter().all(|piece| {
+            (0..).zip(sums.iter_mut()).all(|(feed, sum)| {
+                let wire = pairing.wire(groups, 0, room.spec.group, feed, 0);
+                let (side, range) = (Side::Target(pairing.wires[wire].dst), (&piece.tokens, &piece.layers));
+                let more = of_feed(cx.fabric, &self.memory, pairing, feed, side, &room.shown.table, range);
+                *sum = sum.wrapping_add(*more.as_ref().unwrap_or(&0));
+                more.is_ok()
+            })
+        })
     }
 
     /// The initiator has read everything, and nothing of it is outstanding.

@@ -1,5 +1,6 @@
 //! What only a target of WRITEs does: promises receives, and knows from immediates and seals what has come.
 
+use super::super::checksum::{Side, fold, of_feed};
 use super::super::news::News;
 use super::super::pages::PageTable;
 use super::super::wire::{AUX_BYTES, Immediate, SEAL_BYTES, SLOT_BYTES, Seal};
@@ -164,6 +165,7 @@ impl Target {
             generation,
             ranks,
             promised: needs,
+            pages: if self.config.checksums { table.clone() } else { PageTable::default() },
             ..Room::new(spec)
         };
         let index = self.add(room);
@@ -238,7 +240,9 @@ impl Target {
             let mut bytes = [0; SEAL_BYTES as usize];
             if cx.fabric.read(memory.aux.buf, at, &mut bytes).is_ok() {
                 let key = if rules.seals_name_rooms { room.spec.key } else { Seal::key_in(&bytes) };
-                source.seal = Seal::from_bytes(&bytes, key).map(|seal| seal.parts);
+                if let Some(seal) = Seal::from_bytes(&bytes, key) {
+                    (source.seal, source.sum) = (Some(seal.parts), seal.sum);
+                }
             }
         }
         let complete = match source.seal {
@@ -248,6 +252,18 @@ impl Target {
             None => false,
         };
         if complete {
+            if self.config.checksums && rules.checksums_compared {
+                let (side, tokens, layers) = (Side::Target(ends.dst), 0..room.spec.tokens, 0..u32::MAX);
+                let (pairing, feed) = (&link.pairing, usize::from(ends.feed));
+                let range = (&tokens, &layers);
+                let sum = of_feed(cx.fabric, &self.memory, pairing, feed, side, &room.pages, range);
+                if sum.map(fold) != Ok(source.sum) {
+                    let key = room.spec.key;
+                    self.stats.checksum_mismatches += 1;
+                    self.fail(cx, key, Reason::Checksum, true);
+                    return;
+                }
+            }
             source.done = true;
             room.undone -= 1;
             let first = !rules.all_ranks && room.ranks[dst.index()].iter().all(|source| source.done);

@@ -57,6 +57,8 @@ pub(super) struct Room {
     pub promised: Vec<u32>,
     /// Pull: what is there to read.
     pub shown: Shown,
+    /// Push, with checksums: the pages to sum up.
+    pub pages: PageTable,
 }
 
 /// Stands for the slot of a room that has none; more than there can be.
@@ -76,6 +78,7 @@ impl Room {
             fenced: false,
             promised: Vec::new(),
             shown: Shown::default(),
+            pages: PageTable::default(),
         }
     }
 }

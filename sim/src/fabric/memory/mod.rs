@@ -5,7 +5,9 @@ mod columns;
 mod phantom;
 
 use super::Mistakes;
-use engine::fabric::{Access, Content, Error, Extent, Grid, Memory as Kind, Mr, Result, Status, bytes};
+use engine::fabric::{
+    Access, Content, Error, Extent, Grid, Memory as Kind, Mr, Result, Status, Units, bytes,
+};
 use engine::id::{BufId, LKey, MrId, PortId, RKey};
 use engine::map::Map;
 use phantom::{Phantom, Pieces};
@@ -15,6 +17,9 @@ use std::ops::Range;
 
 /// Byte buffers are real: more than this is a mistake of the experiment, which wants phantom memory.
 const MAX_BYTES: u64 = 1 << 36;
+
+/// [`Mistakes::bits_flipped`] leaves messages of up to so many bytes as they are: what is not KV.
+const FLIPPED_ABOVE: u64 = 64;
 
 #[derive(Clone, Debug)]
 enum Store {
@@ -225,6 +230,17 @@ impl Memory {
         })
     }
 
+    pub(crate) fn checksum(&self, buf: BufId, place: &Extent, units: Units) -> Result<u64> {
+        let buffer = self.get(buf)?;
+        place.check(&buffer.grid)?;
+        Ok(match &buffer.store {
+            Store::Bytes(own) => bytes::checksum(&buffer.grid, place, units, |at, into| {
+                into.copy_from_slice(&own[at..at + into.len()]);
+            }),
+            Store::Phantom(own) => own.checksum(place, units),
+        })
+    }
+
     pub(crate) fn flush(&self, buf: BufId) -> Result<()> {
         self.get(buf).map(|_| ())
     }
@@ -384,6 +400,16 @@ impl Memory {
     }
 }
 
+impl Buffer {
+    /// Changes a bit of the byte at an offset. Phantom memory has none to change: it forgets what the byte was.
+    fn flip(&mut self, at: u64) {
+        match &mut self.store {
+            Store::Bytes(own) => own[at as usize] ^= 1,
+            Store::Phantom(own) => forget(own, &self.grid, at, 1),
+        }
+    }
+}
+
 fn forget(own: &mut Phantom, grid: &Grid, mut at: u64, mut len: u64) {
     while len > 0 {
         let n = len.min(grid.pitch - at % grid.pitch);
@@ -456,12 +482,16 @@ fn between(
     len: u64,
     count: u64,
 ) {
+    let flips = target.mistakes.bits_flipped;
     let (Some(source), Some(target)) =
         (source.buffers[from.0 as usize].as_ref(), target.buffers[to.0 as usize].as_mut())
     else {
         return;
     };
     copy(source, from.1, target, to.1, lanes, len, count);
+    if flips && lanes * count * len > FLIPPED_ABOVE {
+        target.flip(to.1.at);
+    }
 }
 
 fn within(memory: &mut Memory, from: (u32, Block), to: (u32, Block), lanes: u64, len: u64, count: u64) {

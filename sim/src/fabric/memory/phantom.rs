@@ -11,7 +11,7 @@
 
 use super::cell::{Cell, Hit, Rect};
 use super::columns::{Column, Columns, Row};
-use engine::fabric::{Content, Extent, Grid};
+use engine::fabric::{Content, Extent, Grid, Units};
 use std::ops::Range;
 
 /// A pool of phantom memory.
@@ -127,6 +127,25 @@ impl Phantom {
             all = self.columns.see(column, |cells| covered(cells, &want));
         });
         all
+    }
+
+    /// The sum over the known bytes of a place of where they came from, set against their names.
+    pub(crate) fn checksum(&self, place: &Extent, units: Units) -> u64 {
+        let mut sum = 0u64;
+        for (i, buffer) in (0u64..).zip(place.buffers.clone()) {
+            for k in 0..u64::from(place.count) {
+                let at = place.at + k * place.step;
+                let name = units
+                    .name
+                    .wrapping_add(i.wrapping_mul(units.per_buffer))
+                    .wrapping_add(k.wrapping_mul(units.per_piece));
+                self.known(buffer, at, place.len, |offset, len, seed, position| {
+                    let shift = position.wrapping_sub(name.wrapping_add(offset - at));
+                    sum = sum.wrapping_add(len.wrapping_mul(Content::word(seed, shift)));
+                });
+            }
+        }
+        sum
     }
 
     /// Forgets what is at `place`.
