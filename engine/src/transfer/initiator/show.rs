@@ -96,12 +96,13 @@ impl Debug for Room {
             dirty,
             retries,
             ending,
+            sums,
             work_requests: _,
             bytes: _,
         } = self;
         (spec.key, cached, src, landing, told, remote, pieces, jobs).fmt(f)?;
         (all_produced, sealed, cuts, numbers, parts, undone).fmt(f)?;
-        (outstanding, started, dirty, retries, ending).fmt(f)
+        (outstanding, started, dirty, retries, ending, sums).fmt(f)
     }
 }
 
