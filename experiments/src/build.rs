@@ -24,7 +24,7 @@ pub use watched::{Findings, Lookout};
 
 use crate::compute::Profile;
 use crate::report::{Counters, Effects, RunResult};
-use crate::spec::Spec;
+use crate::spec::{Invariants, Spec};
 use crate::workload::{self, WorkloadError};
 use collect::Collector;
 
@@ -81,7 +81,11 @@ const STRIDE: u64 = 4096;
 
 /// Runs one seed of an experiment.
 pub fn simulate(spec: &Spec, seed: u64, progress: &dyn Progress) -> Result<RunResult, RunError> {
-    let lookout = spec.invariants.then(Lookout::default);
+    let lookout = match spec.invariants {
+        Invariants::None => None,
+        Invariants::Always => Some(Lookout::default()),
+        Invariants::FaultFree => Some(Lookout { fault_free: true, ..Lookout::default() }),
+    };
     let (mut result, findings) = run(spec, seed, progress, lookout)?;
     if let Some(findings) = findings {
         // What the watcher says is what the records say, and more.
@@ -202,7 +206,7 @@ fn run(
     violations.extend(nodes::left(regions, queue_pairs, buffers));
     run.finish(&mut violations);
     if let Some(findings) = &mut findings {
-        findings.has_left(&world);
+        findings.has_left(&mut world);
     }
     let result = RunResult {
         seed,

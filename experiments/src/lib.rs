@@ -2,14 +2,18 @@
 //! records become a report.
 //!
 //! [`spec::Spec`] is the YAML, [`workload`] streams requests from trace files or distributions, [`compute`]
-//! says how long prefill and decode take, [`build`] runs one seed, and [`report`] turns its
+//! says how long prefill and decode take, [`build`] runs one seed, [`explore`] looks for seeds that break a law, and [`report`] turns its
 //! [`report::RunResult`] into `summary.json`, `requests.csv` and a table. [`cli`] is the `kvrail` command.
 
 pub mod build;
 pub mod cli;
 pub mod compute;
 pub mod doctor;
+<<<<<<< HEAD
 pub mod exhaustive;
+=======
+pub mod explore;
+>>>>>>> main
 pub mod nic;
 pub mod own;
 pub mod perftest;

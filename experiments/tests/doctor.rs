@@ -209,7 +209,12 @@ fn an_address_must_be_one_of_roce_v2() {
     for index in [1, 5] {
         host.gone(&format!("sys/class/infiniband/mlx5_0/ports/1/gids/{index}"));
     }
-    finds(&host.examine(), Severity::Error, "no RoCE v2 address", "ip addr add ADDRESS/BITS dev eth1");
+    finds(
+        &host.examine(),
+        Severity::Error,
+        "no address of RoCE version 2",
+        "ip addr add ADDRESS/BITS dev eth1",
+    );
 }
 
 #[test]
@@ -258,7 +263,7 @@ fn an_experiment_says_which_ports_are_used() {
     for (set, problem) in [
         ("verbs.decode.devices=[mlx5_9]", "there is no device `mlx5_9`; there are: mlx5_1, mlx5_2"),
         ("verbs.decode.devices=[mlx5_1/2]", "mlx5_1 has no port 2"),
-        ("verbs.decode.gid_index=2", "is IB/RoCE v1, not RoCE v2"),
+        ("verbs.decode.gid_index=2", "index 2 of its table is not RoCE version 2"),
         ("verbs.decode.gid_index=9", "no address at index 9"),
         ("verbs.pkey_index=1", "no partition key at index 1"),
     ] {

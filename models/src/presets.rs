@@ -18,7 +18,7 @@ const fn mla(kv_lora_rank: u32, qk_rope_head_dim: u32) -> Attention {
 // Values of the same-named model repositories on huggingface.co: num_hidden_layers,
 // num_attention_heads, num_key_value_heads and head_dim or kv_lora_rank and qk_rope_head_dim,
 // max_position_embeddings, index_head_dim. The tiny ones are ours: a whole context is 2 MiB at most for
-// all but the last one (6.1 MiB) at bf16, and all shard up to TP16.
+// all but the last one (3.1 MiB) at bf16, and all shard up to TP16.
 const PRESETS: &[Row] = &[
     ("llama-3.1-8b", 32, 32, gqa(8, 128), 131_072, None),
     ("llama-3.1-70b", 80, 64, gqa(8, 128), 131_072, None),
@@ -35,7 +35,7 @@ const PRESETS: &[Row] = &[
     ("tiny-gqa", 4, 16, gqa(8, 16), 1_024, None),
     ("tiny-mla", 4, 16, mla(128, 16), 1_024, None),
     ("tiny-gqa-2", 3, 16, gqa(2, 4), 8_192, None),
-    ("tiny-mla-index", 4, 16, mla(24, 8), 8_192, Some(128)),
+    ("tiny-mla-index", 4, 16, mla(24, 8), 4_096, Some(128)),
 ];
 
 /// A name that no preset has.

@@ -2,6 +2,7 @@
 
 use super::{Absent, Fabric, Gid, Result};
 use crate::id::CqId;
+use core::net::Ipv6Addr;
 use std::os::fd::RawFd;
 
 /// A fabric in real time: which queues to poll, and how to sleep until one of them has something.
@@ -58,6 +59,42 @@ pub enum GidChoice {
     Auto,
     /// This index of the table.
     Index(u8),
+}
+
+impl GidChoice {
+    /// The address that it means in the table of a RoCE port, and why it is that one; or why there is none. `of` reads an entry: its index, its
+    /// address, and whether packets with it are RoCE version 2.
+    pub fn pick<T>(
+        self,
+        table: &[T],
+        of: impl Fn(&T) -> (u32, Gid, bool),
+    ) -> std::result::Result<(&T, &'static str), String> {
+        if let Self::Index(index) = self {
+            let found = table.iter().find(|entry| of(entry).0 == u32::from(index));
+            let found = found.ok_or_else(|| format!("no address at index {index} of its table"))?;
+            return match of(found) {
+                (.., true) => Ok((found, "configured")),
+                (.., false) => {
+                    Err(format!("the address at index {index} of its table is not RoCE version 2"))
+                }
+            };
+        }
+        let v2 = |fits: fn(Ipv6Addr) -> bool| {
+            table.iter().find(|entry| {
+                let (_, gid, v2) = of(entry);
+                v2 && fits(gid.into())
+            })
+        };
+        if let Some(found) = v2(|gid| gid.to_ipv4_mapped().is_some()) {
+            Ok((found, "the first IPv4-mapped one of RoCE version 2"))
+        } else if let Some(found) = v2(|gid| !gid.is_unicast_link_local()) {
+            Ok((found, "no IPv4: the first of RoCE version 2 that is not link-local"))
+        } else if let Some(found) = v2(|_| true) {
+            Ok((found, "neither IPv4 nor global IPv6: the first of RoCE version 2, link-local"))
+        } else {
+            Err("no address of RoCE version 2: its network device needs an IP address".to_owned())
+        }
+    }
 }
 
 /// A line of the table of a rail-only network: from this local port, remote ports whose address begins with these bytes.

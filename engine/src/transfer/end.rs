@@ -2,8 +2,8 @@
 
 use super::memory::InstanceMemory;
 use super::news::News;
-use crate::fabric::{Completion, Error, Event, Fabric};
-use crate::id::{InstanceId, RequestId};
+use crate::fabric::{Completion, Error, Event, Fabric, QpState};
+use crate::id::{InstanceId, QpId, RequestId};
 use crate::node::{Cx, Reason};
 use crate::registry::{LinkBody, RoomKey};
 use crate::time::Time;
@@ -51,6 +51,12 @@ pub enum RoomState {
     Success,
     /// It ended without.
     Failed,
+}
+
+/// Whether the event that a queue pair failed is about what it is now. Completions may say so first, and it may be connected anew before the
+/// event is heard: a link that works must not be broken for it, and its rooms not lose one of their tries.
+pub(super) fn has_failed(fabric: &dyn Fabric, qp: QpId) -> bool {
+    !matches!(fabric.qp_state(qp), Ok(QpState::Init | QpState::Rtr | QpState::Rts))
 }
 
 /// One end of the links of an instance: the [`super::Initiator`] of its requests, or their [`super::Target`].

@@ -24,7 +24,7 @@ pub struct Lookout {
 
 impl Default for Lookout {
     fn default() -> Self {
-        Self { fault_free: false, most_events: 200_000_000, first: false }
+        Self { fault_free: false, most_events: 20_000_000, first: false }
     }
 }
 
@@ -35,12 +35,26 @@ pub struct Findings {
     pub broken: Vec<Broken>,
     /// What the run has been through.
     pub coverage: Coverage,
+    /// Events since nodes have joined.
+    pub events: u64,
 }
 
 impl Findings {
-    /// All nodes have left.
-    pub(super) fn has_left(&mut self, world: &World) {
-        self.broken.extend(Watcher::after_leaving(world));
+    /// All nodes were told to leave; some are slow.
+    pub(super) fn has_left(&mut self, world: &mut World) {
+        let until = world.now() + SETTLE * 2;
+        loop {
+            let left = Watcher::after_leaving(world);
+            if left.is_empty() {
+                return;
+            }
+            for _ in 0..64 {
+                if world.next_time().is_none_or(|at| at > until) || !world.step() {
+                    self.broken.extend(left);
+                    return;
+                }
+            }
+        }
     }
 }
 
@@ -61,6 +75,8 @@ pub(super) struct Look {
     events_then: u64,
     /// The present instant, and the events before it.
     instant: (Time, u64),
+    /// Events of the warm-up.
+    before: u64,
     stuck: Option<Broken>,
 }
 
@@ -94,6 +110,7 @@ impl Look {
             last_arrival: zero,
             events_then: world.events(),
             instant: (zero, world.events()),
+            before: world.events(),
             stuck: None,
         }
     }
@@ -179,6 +196,7 @@ impl Look {
         } else {
             broken.extend(self.watcher.broken().iter().cloned());
         }
-        Findings { broken, coverage: self.watcher.coverage().clone() }
+        let events = world.events() - self.before;
+        Findings { broken, coverage: self.watcher.coverage().clone(), events }
     }
 }

@@ -5,6 +5,7 @@
 
 mod check;
 mod doctor;
+mod explore;
 mod flows;
 mod interrupt;
 mod measured;
@@ -68,6 +69,8 @@ enum Command {
     Registry(RegistryArgs),
     /// Check an experiment and its workload without running it
     Check(CheckArgs),
+    /// Look for broken laws in random clusters, loads and faults
+    Explore(explore::ExploreArgs),
     /// Run bare flows on a star of hosts
     Flows(FlowsArgs),
     /// Say whether experiments could run on RDMA devices here, and what is missing
@@ -106,6 +109,9 @@ struct RunArgs {
     /// Where to write [default: out/NAME of the experiment]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Look at every node after every event, and name each law that is broken, as `invariants: always` does
+    #[arg(long)]
+    check: bool,
     /// Neither table nor progress: only errors
     #[arg(long)]
     quiet: bool,
@@ -311,6 +317,7 @@ pub fn main() -> ExitCode {
         Command::Node(args) => node::node(&args),
         Command::Registry(args) => registry::registry(&args),
         Command::Check(args) => check::check(&args),
+        Command::Explore(args) => explore::explore(&args),
         Command::Flows(args) => flows::flows(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Models(args) => models::models(&args),

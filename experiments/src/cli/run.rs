@@ -12,12 +12,15 @@ use super::progress::Meter;
 use super::{FabricArg, Failure, RunArgs, interrupt, measured, print, status};
 use crate::build::{self, Progress, RunError};
 use crate::report::{Checked, Outcome, RunResult, Summary, check, table, write_requests};
-use crate::spec::Spec;
+use crate::spec::{Invariants, Spec};
 
 pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
     let mut spec = Spec::load(&args.file, &args.sets).map_err(Failure::input)?;
     if let Some(seed) = args.seed {
         spec = spec.with_seed(seed);
+    }
+    if args.check && spec.invariants == Invariants::None {
+        spec.invariants = Invariants::Always;
     }
     let folder = args.out.clone().unwrap_or_else(|| Path::new("out").join(file_name(&spec.name)));
     if args.fabric == FabricArg::Verbs {

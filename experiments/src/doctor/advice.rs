@@ -185,25 +185,16 @@ pub(super) fn ports(
         }
         let netdev = port.netdev.as_deref().unwrap_or("INTERFACE");
         let address = format!("sudo ip addr add ADDRESS/BITS dev {netdev}");
-        match (pick_gid(port, config.gid), config.gid) {
-            (None, GidChoice::Index(index)) => {
-                found
-                    .push(error(format!("{side}: {name} has no address at index {index} of its table"), &[]));
+        match pick_gid(port, config.gid) {
+            Err(why) => {
+                let mend: &[&str] = if config.gid == GidChoice::Auto { &[&address] } else { &[] };
+                found.push(error(format!("{side}: {name}: {why}"), mend));
             }
-            (None, GidChoice::Auto) => {
-                found.push(error(format!("{side}: {name} has no RoCE v2 address"), &[&address]));
-            }
-            (Some(entry), _) if !entry.is_v2() => {
-                found.push(error(
-                    format!("{side}: address {} of {name} is {}, not RoCE v2", entry.index, entry.kind),
-                    &[],
-                ));
-            }
-            (Some(entry), _) if entry.gid.is_unicast_link_local() => found.push(warning(
+            Ok(entry) if entry.gid.is_unicast_link_local() => found.push(warning(
                 format!("{side}: {name} would use a link-local address, which no router forwards"),
                 &[&address],
             )),
-            (Some(_), _) => {}
+            Ok(_) => {}
         }
         match (port.netdev_mtu, port.mtu) {
             (Some(ethernet), mtu) if mtu.is_none_or(|mtu| mtu < 4096) => {

@@ -112,6 +112,7 @@ pub fn examine(root: &Path, build: Build, spec: &Spec) -> Report {
                         device: device.name.clone(),
                         port: port.port,
                         gid_index: settings::pick_gid(port, config.gid)
+                            .ok()
                             .filter(|_| port.is_ethernet())
                             .map(|entry| entry.index),
                     }

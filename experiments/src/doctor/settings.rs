@@ -40,17 +40,10 @@ pub(super) fn sides(spec: &Spec) -> Vec<(String, DeviceConfig)> {
     vec![("prefill".to_owned(), prefill), ("decode".to_owned(), decode)]
 }
 
-/// The address of a RoCE port that is used: see [`GidChoice`].
-pub(super) fn pick_gid(port: &Port, choice: GidChoice) -> Option<&GidEntry> {
-    let mut v2 = port.gids.iter().filter(|entry| entry.is_v2());
-    match choice {
-        GidChoice::Index(index) => port.gids.iter().find(|entry| entry.index == u32::from(index)),
-        GidChoice::Auto => v2
-            .clone()
-            .find(|entry| entry.ipv4().is_some())
-            .or_else(|| v2.clone().find(|entry| !entry.gid.is_unicast_link_local()))
-            .or_else(|| v2.next()),
-    }
+/// The address of a RoCE port that is used, or why none is.
+pub(super) fn pick_gid(port: &Port, choice: GidChoice) -> Result<&GidEntry, String> {
+    let of = |entry: &GidEntry| (entry.index, entry.gid.octets(), entry.is_v2());
+    choice.pick(&port.gids, of).map(|(entry, _)| entry)
 }
 
 /// The ports that a host with this configuration uses, in order; or the name of one that is not there or not active.

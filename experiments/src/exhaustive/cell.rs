@@ -87,7 +87,7 @@ impl Base {
             send_depth: 16,
             receive_depth: 8,
             parts_per_rail: 1,
-            retries: 2,
+            retries: 1,
             // A request without an answer fails at its first timeout.
             rts: Rts { timeout: 1, retry_cnt: 0, rnr_retry: 0, max_rd_atomic: 1 },
             min_rnr_timer: RnrTimer(1),
@@ -199,7 +199,7 @@ pub(super) struct NodeAt {
     waiting: VecDeque<usize>,
     /// Messages on their way to it.
     pub(super) inbox: VecDeque<Message>,
-    pub(super) late: Option<Message>,
+    pub(super) late: Vec<Message>,
     pub(super) events: VecDeque<Event>,
     pub(super) lease_over: bool,
     pub(super) dead: bool,
@@ -215,7 +215,7 @@ impl NodeAt {
             tables: Default::default(),
             waiting: VecDeque::new(),
             inbox: VecDeque::new(),
-            late: None,
+            late: Vec::new(),
             events: VecDeque::new(),
             lease_over: false,
             dead: false,
@@ -305,7 +305,7 @@ impl<'a> Cell<'a> {
     pub(super) fn steps(&self) -> Vec<Step> {
         let scope = &self.base.scope;
         let mut steps = Vec::new();
-        if self.created < ROOMS && !self.nodes.iter().any(|node| node.dead) {
+        if self.created < usize::from(scope.rooms).min(ROOMS) && !self.nodes.iter().any(|node| node.dead) {
             steps.push(Step::Create);
         }
         for side in Side::BOTH.into_iter().filter(|side| self.awake(*side)) {
@@ -313,9 +313,7 @@ impl<'a> Cell<'a> {
             if !node.inbox.is_empty() {
                 steps.push(Step::Deliver(side));
             }
-            if node.late.is_some() {
-                steps.push(Step::LateComes(side));
-            }
+            steps.extend((0..node.late.len() as u8).map(|at| Step::LateComes(side, at)));
             if self.fabrics.host_ref(side as usize).has_completions() {
                 steps.push(Step::Poll(side));
             }
@@ -424,10 +422,11 @@ impl<'a> Cell<'a> {
                 if let (Some(said), Some(message)) = (&mut self.said, &message) {
                     *said = format!("{message:?}");
                 }
-                self.node(side).late = message;
+                self.node(side).late.extend(message);
             }
-            Step::LateComes(side) => {
-                if let Some(message) = self.node(side).late.take() {
+            Step::LateComes(side, at) => {
+                if usize::from(at) < self.node(side).late.len() {
+                    let message = self.node(side).late.remove(at.into());
                     self.deliver(side, message);
                 }
             }

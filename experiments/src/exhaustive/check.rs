@@ -129,7 +129,8 @@ impl Cell<'_> {
                 held.rooms + held.slots + held.timers + held.receives == 0 && pages == 0 && waiting == 0;
             let ended = (0..ROOMS).filter(|room| node.assigned[*room] && node.phase[*room] != Phase::Nowhere);
             let open: Vec<usize> = ended.filter(|room| node.ended[*room].is_none()).collect();
-            let failed: Vec<usize> = (0..ROOMS).filter(|room| node.ended[*room] != Some(true)).collect();
+            let rooms = usize::from(self.base.scope.rooms);
+            let failed: Vec<usize> = (0..rooms).filter(|room| node.ended[*room] != Some(true)).collect();
             // Prefill may hear of a fault what decode, done with the room, need not: each side's outcome is its own.
             let must = self.base.scope.must_succeed && (side == Side::Decode || self.undisturbed);
             let must = must && !failed.is_empty();

@@ -1,6 +1,6 @@
 //! What may happen in a walk: the scopes by name.
 
-/// Bounds of a walk. In all of them a router creates two rooms, one after the other, between one prefill and one decode instance that are
+/// Bounds of a walk. In all of them a router creates rooms, one after the other, between one prefill and one decode instance that are
 /// joined by two queue pairs. Either side has one page and decode one aux slot, so that the second room reuses what the first one had.
 /// A room is two parts, one on each queue pair; the second one carries aux row and seal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +9,8 @@ pub struct Scope {
     pub name: &'static str,
     /// What it is for.
     pub text: &'static str,
+    /// Rooms, 1 or 2.
+    pub rooms: u8,
     /// Any deadline of a room may pass at any moment, on either side. To both sides an abort is the same with another reason.
     pub deadlines: bool,
     /// Every room must succeed at decode, and without a fault at prefill too.
@@ -30,6 +32,7 @@ pub struct Scope {
 const BASE: Scope = Scope {
     name: "",
     text: "",
+    rooms: 2,
     deadlines: false,
     must_succeed: false,
     hold: false,
@@ -62,6 +65,31 @@ pub const SCOPES: &[Scope] = &[
         name: "lease",
         text: "a lease runs out on either side, and no deadline passes",
         leases: 1,
+        ..BASE
+    },
+    Scope {
+        name: "reorder",
+        text: "one room: two messages are overtaken by others, and any deadline passes",
+        rooms: 1,
+        deadlines: true,
+        late: 2,
+        ..BASE
+    },
+    Scope {
+        name: "reconnect",
+        text: "one room: one queue pair dies, one message is overtaken by others, and any deadline passes",
+        rooms: 1,
+        deadlines: true,
+        deaths: 1,
+        late: 1,
+        ..BASE
+    },
+    Scope {
+        name: "zombie",
+        text: "one room: prefill stops and goes on when its lease has run out, and any deadline passes",
+        rooms: 1,
+        deadlines: true,
+        pauses: 1,
         ..BASE
     },
     Scope {

@@ -49,8 +49,8 @@ pub enum Step {
     Deliver(Side),
     /// The next message for a side is late: those behind it come first.
     Overtaken(Side),
-    /// The late message arrives.
-    LateComes(Side),
+    /// A late message arrives, by its number among them.
+    LateComes(Side, u8),
     /// The next request of a queue pair is executed at its target, or finds nobody there.
     Execute(Lane),
     /// The same, but its ACK is lost.
@@ -91,7 +91,7 @@ impl fmt::Display for Step {
             Self::Create => write!(f, "the router creates a room"),
             Self::Deliver(side) => write!(f, "{side} gets"),
             Self::Overtaken(side) => write!(f, "FAULT late on its way to {side}:"),
-            Self::LateComes(side) => write!(f, "{side} gets, late,"),
+            Self::LateComes(side, _) => write!(f, "{side} gets, late,"),
             Self::Execute(of) => write!(f, "a request of {} arrives", lane(of)),
             Self::ExecuteUnheard(of) => {
                 write!(f, "FAULT a request of {} arrives, and its ACK is lost", lane(of))

@@ -88,7 +88,20 @@ pub struct Spec {
     /// Compare the KV that arrived with what was sent, request by request.
     pub verify: bool,
     /// Simulated runs: look at every node after every event, and exit with status 1 naming each law that is broken. Slower.
-    pub invariants: bool,
+    pub invariants: Invariants,
+}
+
+/// Which laws a simulated run is held to, event by event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Invariants {
+    /// Those that show at its end.
+    #[default]
+    None,
+    /// All that hold in every run.
+    Always,
+    /// Also those of a run without faults, in which no time runs out.
+    FaultFree,
 }
 
 impl Default for Spec {
@@ -111,7 +124,7 @@ impl Default for Spec {
             expect: BTreeMap::new(),
             verbs: VerbsSpec::default(),
             verify: true,
-            invariants: false,
+            invariants: Invariants::None,
         }
     }
 }
@@ -180,6 +193,12 @@ impl Spec {
             spec.compute.profile = profile.to_owned();
         }
         Ok((source, spec))
+    }
+
+    /// What is wrong with it, if anything is.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        self.validate().err().map(|(key, problem)| format!("{}: {problem}", locate::show(&key)))
     }
 
     /// The seeds to run, at least one.

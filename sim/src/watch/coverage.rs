@@ -135,7 +135,8 @@ pub(super) fn struck(fault: &Fault) -> Option<NodeId> {
 pub struct Coverage {
     /// Transitions: whose, from, to.
     pub transitions: BTreeMap<(Who, State, State), u64>,
-    /// Faults by kind, and the states of the rooms at the node that each hit; all rooms and requests where it hit none in particular.
+    /// Faults by kind, and the states that each met: of requests at the router, and of the rooms at the node that it struck; of all rooms
+    /// where it struck none in particular.
     pub faults: BTreeMap<(&'static str, Who, State), u64>,
 }
 

@@ -92,15 +92,17 @@ impl Life {
         step == Step::Corrupt
     }
 
-    /// Whether it had Success in time and its last token left decode, and the router knows only that decode's lease is over, or its own.
-    /// The two sides' outcomes are their own: a stopped decode that goes on ends the step under way before it hears that it is gone.
+    /// Whether its last token left decode, and the router says that it failed: outcomes are each side's own. Decode had Success, and then the
+    /// router heard that decode's lease is over (a stopped decode that goes on ends the step under way before it hears of it); or the
+    /// request's time, or the router's lease, was over before the word of the end reached it.
     pub(super) fn was_lost_after_success(&self) -> bool {
         let (mut success, mut finished, mut failed) = (false, 0, 0);
         for stamped in &self.steps {
             match stamped.record.step {
                 Step::Success => success = true,
                 Step::Finished if success => finished += 1,
-                Step::Failed(Reason::PeerGone | Reason::LeaseLost) if success => failed += 1,
+                Step::Failed(Reason::PeerGone) if success => failed += 1,
+                Step::Failed(Reason::LeaseLost | Reason::Deadline) => failed += 1,
                 Step::Failed(_) | Step::Rejected(_) | Step::Finished => return false,
                 _ => {}
             }

@@ -176,9 +176,12 @@ impl Watcher {
 
     /// Counts the states that a fault meets.
     fn met(&mut self, fault: &crate::world::Fault) {
+        // Registry and router have no rooms: what strikes them strikes all.
+        let struck =
+            coverage::struck(fault).filter(|node| self.what.prefill.first().is_some_and(|p| node >= p));
         for (index, rooms) in self.rooms.iter().enumerate() {
             let node = NodeId(index as u32);
-            if coverage::struck(fault).is_some_and(|struck| struck != node) {
+            if struck.is_some_and(|struck| struck != node) {
                 continue;
             }
             let who = if self.what.prefill.contains(&node) {
@@ -190,12 +193,8 @@ impl Watcher {
                 self.coverage.met(fault, who, State::Room(state));
             }
         }
-        if coverage::struck(fault).is_none() {
-            for life in &self.lives {
-                if let Some(state) = life.at_router() {
-                    self.coverage.met(fault, Who::Router, state);
-                }
-            }
+        for state in self.lives.iter().filter_map(Life::at_router) {
+            self.coverage.met(fault, Who::Router, state);
         }
     }
 

@@ -306,45 +306,16 @@ fn look_port(
     })
 }
 
-fn is_ipv4(gid: &Gid) -> bool {
-    gid[..10] == [0; 10] && gid[10..12] == [0xff; 2]
-}
-
-fn is_link_local(gid: &Gid) -> bool {
-    gid[0] == 0xfe && gid[1] & 0xc0 == 0x80
-}
-
 impl PortInfo {
     /// The address that a choice means, and why it is that one; or why there is none.
-    pub fn choose(&self, choice: GidChoice) -> Result<(&GidInfo, &'static str), &'static str> {
-        match choice {
-            GidChoice::Index(index) => {
-                let found = self.gids.iter().find(|g| g.index == u32::from(index));
-                let found = found.ok_or("the configured index has no address")?;
-                if self.link_layer == LinkLayer::Ethernet && found.kind != GidKind::RoceV2 {
-                    return Err("the configured index is not RoCE version 2");
-                }
-                Ok((found, "configured"))
-            }
-            GidChoice::Auto if self.link_layer == LinkLayer::InfiniBand => {
-                let first = self.gids.first().ok_or("the port has no GID")?;
-                Ok((first, "InfiniBand: the first; packets go by LID"))
-            }
-            GidChoice::Auto => {
-                let v2 = || self.gids.iter().filter(|g| g.kind == GidKind::RoceV2);
-                let ipv4 = v2().find(|g| is_ipv4(&g.gid));
-                let global = || v2().find(|g| !is_link_local(&g.gid));
-                if let Some(gid) = ipv4 {
-                    Ok((gid, "the first IPv4-mapped one of RoCE version 2"))
-                } else if let Some(gid) = global() {
-                    Ok((gid, "no IPv4: the first of RoCE version 2 that is not link-local"))
-                } else if let Some(gid) = v2().next() {
-                    Ok((gid, "neither IPv4 nor global IPv6: the first of RoCE version 2, link-local"))
-                } else {
-                    Err("the port has no address of RoCE version 2: give its network device an IP address")
-                }
-            }
+    pub fn choose(&self, choice: GidChoice) -> Result<(&GidInfo, &'static str), String> {
+        if self.link_layer == LinkLayer::InfiniBand && choice == GidChoice::Auto {
+            let first = self.gids.first().ok_or("the port has no GID")?;
+            return Ok((first, "InfiniBand: the first; packets go by LID"));
         }
+        // InfiniBand has no versions.
+        let fits = |kind| kind == GidKind::RoceV2 || self.link_layer != LinkLayer::Ethernet;
+        choice.pick(&self.gids, |entry| (entry.index, entry.gid, fits(entry.kind)))
     }
 }
 
@@ -388,7 +359,7 @@ mod tests {
             (6, RoceV2, ipv4),
         ];
         let chosen = |gids: &[_], choice| {
-            port(LinkLayer::Ethernet, gids).choose(choice).map(|(gid, _)| gid.index).map_err(str::len)
+            port(LinkLayer::Ethernet, gids).choose(choice).map(|(gid, _)| gid.index).map_err(|why| why.len())
         };
         assert_eq!(chosen(&all, GidChoice::Auto), Ok(5));
         assert_eq!(chosen(&all[..4], GidChoice::Auto), Ok(3));

@@ -34,7 +34,7 @@ pub enum OpenError {
         /// Which port.
         port: String,
         /// What is wrong.
-        why: &'static str,
+        why: String,
         /// Index and kind of its addresses.
         table: String,
     },
@@ -149,7 +149,7 @@ fn rail(candidate: &Candidate, config: &DeviceConfig, id: u32) -> Result<(Rail, 
     })?;
     let Ok(gid_index) = u8::try_from(gid.index) else {
         let why = "its address lies beyond index 255, which an address vector cannot name";
-        return Err(OpenError::Gid { port: name, why, table: gid.index.to_string() });
+        return Err(OpenError::Gid { port: name, why: why.to_owned(), table: gid.index.to_string() });
     };
     if port.pkeys.get(usize::from(config.pkey_index)).is_none_or(|key| *key == 0) {
         let there = (0..).zip(&port.pkeys).filter(|(_, key)| **key != 0).map(|(i, _)| i).collect();

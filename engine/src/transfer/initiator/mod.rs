@@ -18,7 +18,7 @@ mod room;
 mod show;
 
 use super::config::TransferConfig;
-use super::end::{End, EndHeld, EndStats, RoomState};
+use super::end::{End, EndHeld, EndStats, RoomState, has_failed};
 use super::memory::InstanceMemory;
 use super::news::News;
 use super::pairing::Pairing;
@@ -269,7 +269,9 @@ impl End for Initiator {
     fn event(&mut self, cx: &mut Cx<'_>, event: Event) {
         match event {
             Event::QpFatal(qp) => {
-                if let Some(&(peer, _)) = self.qps.get(&qp) {
+                if let Some(&(peer, _)) = self.qps.get(&qp)
+                    && has_failed(cx.fabric, qp)
+                {
                     self.broken(cx, peer, true);
                 }
             }

@@ -16,7 +16,7 @@ mod room;
 mod show;
 
 use super::config::TransferConfig;
-use super::end::{End, EndHeld, EndStats, RoomState};
+use super::end::{End, EndHeld, EndStats, RoomState, has_failed};
 use super::memory::InstanceMemory;
 use super::news::News;
 use super::pairing::Pairing;
@@ -263,7 +263,9 @@ impl End for Target {
     fn event(&mut self, cx: &mut Cx<'_>, event: Event) {
         match event {
             Event::QpFatal(qp) => {
-                if let Some(&(peer, _)) = self.qps.get(&qp) {
+                if let Some(&(peer, _)) = self.qps.get(&qp)
+                    && has_failed(cx.fabric, qp)
+                {
                     self.offer(cx, peer);
                 }
             }
