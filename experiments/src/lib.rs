@@ -9,11 +9,8 @@ pub mod build;
 pub mod cli;
 pub mod compute;
 pub mod doctor;
-<<<<<<< HEAD
 pub mod exhaustive;
-=======
 pub mod explore;
->>>>>>> main
 pub mod nic;
 pub mod own;
 pub mod perftest;

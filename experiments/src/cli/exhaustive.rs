@@ -34,7 +34,10 @@ pub(super) struct ExhaustiveArgs {
 fn unknown(option: &str, name: &str, all: &[&'static str]) -> Failure {
     let meant = nearest(name, all.iter().copied());
     let meant = meant.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-    Failure::input(format!("{option} {name}: there is none of that name{meant} (there are {})", all.join(", ")))
+    Failure::input(format!(
+        "{option} {name}: there is none of that name{meant} (there are {})",
+        all.join(", ")
+    ))
 }
 
 /// Walks the scopes, and prints a line for each; a violation with its shortest path.
@@ -64,7 +67,14 @@ pub(super) fn exhaustive(args: &ExhaustiveArgs, threads: usize, quiet: bool) -> 
             print(&line(scope, &outcome, seconds));
         }
         if let Some(found) = &outcome.found {
-            let _ = writeln!(wrong, "{}: {}: {}; {} steps lead there:", scope.name, found.law, found.what, found.path.len());
+            let _ = writeln!(
+                wrong,
+                "{}: {}: {}; {} steps lead there:",
+                scope.name,
+                found.law,
+                found.what,
+                found.path.len()
+            );
             for (number, step) in (1..).zip(&found.trace) {
                 let _ = writeln!(wrong, "  {number:>3} {step}");
             }

@@ -54,6 +54,15 @@ pub const SCOPES: &[Scope] = &[
         ..BASE
     },
     Scope {
+        name: "retry",
+        text: "one room: one queue pair dies, and no deadline passes: it succeeds at decode all the same, after one retry at most",
+        rooms: 1,
+        must_succeed: true,
+        hold: true,
+        deaths: 1,
+        ..BASE
+    },
+    Scope {
         name: "recovery",
         text: "one queue pair dies, and no deadline passes: both rooms succeed at decode all the same",
         must_succeed: true,
