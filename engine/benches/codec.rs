@@ -30,6 +30,7 @@ fn pages(room: u64, runs: u32) -> PageList {
         offset: 0,
         total: runs * 4,
         pages: (0..runs).map(|i| PageRun { first: Page(i * 977 % 60_000), count: 4 }).collect(),
+        stage: Vec::new(),
     }
 }
 

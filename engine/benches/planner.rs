@@ -26,6 +26,7 @@ fn share(src_tp: u32, dst_tp: u32) -> Share {
                 pools: rank.pools().iter().map(|_| Default::default()).collect(),
                 pitches,
                 aux: Default::default(),
+                stage: Default::default(),
             });
         }
         facts

@@ -7,10 +7,10 @@ use criterion::{Criterion, Throughput, criterion_group};
 use engine::fabric::verbs::post::{CHAIN, Caps, Chain, Doorbell, Ledger};
 use engine::fabric::{
     Absent, Access, Batch, Completion, Content, Endpoint, Event, Extent, Fabric, Flags, Grid, Item, Lane,
-    Limits, Memory, Mr, Op, Plan, Port, QpSpec, QpState, Recv, Refused, Result, Run, Sge, SrqSpec, Step,
-    WorkRequest,
+    Limits, LocalCopy, Memory, Mr, Op, Plan, Port, QpSpec, QpState, Recv, Refused, Result, Run, Sge, SrqSpec,
+    Step, WorkRequest,
 };
-use engine::id::{BufId, CqId, LKey, MrId, PortId, QpId, RKey, SrqId, WrId};
+use engine::id::{BufId, CopyId, CqId, LKey, MrId, PortId, QpId, RKey, SrqId, WrId};
 use ibverbs_sys as ffi;
 use std::hint::black_box;
 use std::ops::Range;
@@ -73,6 +73,9 @@ impl Fabric for Poster {
     }
     fn flush(&mut self, buf: BufId) -> Result<()> {
         self.rest.flush(buf)
+    }
+    fn copy(&mut self, engine: u32, id: CopyId, parts: &[LocalCopy<'_>]) -> Result<()> {
+        self.rest.copy(engine, id, parts)
     }
     fn register(&mut self, port: PortId, buf: BufId, span: Range<u64>, access: Access) -> Result<Mr> {
         self.rest.register(port, buf, span, access)

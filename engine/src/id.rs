@@ -33,6 +33,8 @@ ids! {
     RKey: u32;
     /// Chosen by the poster of a work request; comes back in its completion.
     WrId: u64;
+    /// Chosen by whoever starts a copy within a host's memory; comes back when it is over.
+    CopyId: u64;
     /// A node: its address on the control channel. The registry is node 0.
     NodeId: u32;
     /// One life of one model replica. A restarted node is a new instance; never reused.

@@ -44,6 +44,7 @@ fn facts(model: &Model, parallel: Parallel, page_size: u32, order: PageOrder) ->
             // Longer than the pages need, so that pitches and pages cannot be confused.
             pitches: pools.iter().map(|pool| pool.page_bytes * u64::from(PAGES) + 64).collect(),
             aux: Default::default(),
+            stage: Default::default(),
         });
     }
     facts

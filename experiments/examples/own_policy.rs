@@ -33,7 +33,8 @@ impl Routing for SizeIntervals {
 /// The quickstart with a routing policy, by its name in the YAML.
 fn run(routing: &str) -> Result<Summary, Box<dyn std::error::Error>> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("quickstart.yaml");
-    let sets = [format!("policy.routing={routing}"), "workload.arrival.poisson.rate=600".to_owned()];
+    let busy = ["workload.arrival.poisson.rate=600", "transfer.ack_delay=2ms"].map(str::to_owned);
+    let sets = [busy.as_slice(), &[format!("policy.routing={routing}")]].concat();
     let spec = Spec::load(&file, &sets)?;
     let run = simulate(&spec, 1, &Silent)?;
     Ok(Summary::of(routing, &spec.slo, &[run]))

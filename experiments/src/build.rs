@@ -190,6 +190,8 @@ fn run(
         bytes_moved: world.fabrics().counters().bytes,
         work_requests: world.fabrics().counters().work_requests,
         registry_messages: world.counters().registry_messages,
+        staged_parts: world.counters().staged_parts,
+        copied_bytes: world.counters().copied_bytes,
         rnr_naks: world.fabrics().counters().rnr_naks,
         extrapolated: world.counters().extrapolated,
         events: world.events(),

@@ -73,7 +73,7 @@ fn cases() -> Vec<Case> {
             "tpot_ms.mean",
             1.4..=MUCH,
         ),
-        case("refuse.yaml", &[], &["policy.admission=reserve"], "slo.both", 5.0..=MUCH),
+        case("refuse.yaml", &[], &["policy.admission=reserve"], "slo.both", 2.0..=MUCH),
         case(
             "refuse.yaml",
             &["workload.arrival=at-once", "workload.synthetic.requests=20"],

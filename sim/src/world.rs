@@ -512,14 +512,15 @@ impl World {
             Waiting::Events => {
                 while let Some(event) = self.fabrics.host(host).next_event() {
                     let (kind, id) = match event {
-                        Event::QpFatal(qp) => (1, qp.0),
-                        Event::CqOverrun(cq) => (2, cq.0),
-                        Event::SrqLimit(srq) => (3, srq.0),
-                        Event::LastWqeReached(qp) => (4, qp.0),
-                        Event::PortDown(port) => (5, port.0),
-                        Event::PortUp(port) => (6, port.0),
+                        Event::QpFatal(qp) => (1, qp.0.into()),
+                        Event::CqOverrun(cq) => (2, cq.0.into()),
+                        Event::SrqLimit(srq) => (3, srq.0.into()),
+                        Event::LastWqeReached(qp) => (4, qp.0.into()),
+                        Event::PortDown(port) => (5, port.0.into()),
+                        Event::PortUp(port) => (6, port.0.into()),
+                        Event::Copied(copy) => (7, copy.0),
                     };
-                    self.places[node.index()].digest.word(3 ^ kind << 8 ^ u64::from(id) << 16);
+                    self.places[node.index()].digest.word(3 ^ kind << 8 ^ id << 16);
                     self.handle(node, Input::Fabric(event), Span(0));
                 }
             }

@@ -90,7 +90,7 @@ impl Duo {
                 layout.clone(),
                 Memory::Phantom,
                 PAGES,
-                config.slots,
+                (config.slots, config.coalescing.staging()),
                 (2, &config.reach),
                 access,
             )

@@ -312,6 +312,7 @@ fn facts() -> Facts {
         pools: vec![region(2 * rank + 1)],
         pitches: vec![1 << 30],
         aux: region(2 * rank + 2),
+        stage: Region::default(),
     };
     Facts {
         fingerprint: 7,
@@ -340,5 +341,6 @@ fn pages(key: RoomKey) -> PageList {
         offset: 0,
         total: 40,
         pages: runs,
+        stage: Vec::new(),
     }
 }

@@ -1,10 +1,10 @@
 //! A host without NICs.
 
 use super::{
-    Access, Completion, Content, Endpoint, Error, Event, Extent, Fabric, Grid, Item, Limits, Memory, Mr,
-    Port, QpSpec, QpState, Recv, Refused, Result, SrqSpec, Step, Units,
+    Access, Completion, Content, Endpoint, Error, Event, Extent, Fabric, Grid, Item, Limits, LocalCopy,
+    Memory, Mr, Port, QpSpec, QpState, Recv, Refused, Result, SrqSpec, Step, Units,
 };
-use crate::id::{BufId, CqId, MrId, PortId, QpId, SrqId};
+use crate::id::{BufId, CopyId, CqId, MrId, PortId, QpId, SrqId};
 use std::ops::Range;
 
 /// No ports, no memory: what the registry and the router have. Every call that makes something is refused.
@@ -58,6 +58,9 @@ impl Fabric for Absent {
         refuse()
     }
     fn flush(&mut self, _buf: BufId) -> Result<()> {
+        refuse()
+    }
+    fn copy(&mut self, _engine: u32, _id: CopyId, _parts: &[LocalCopy<'_>]) -> Result<()> {
         refuse()
     }
     fn register(&mut self, _port: PortId, _buf: BufId, _span: Range<u64>, _access: Access) -> Result<Mr> {

@@ -1,6 +1,6 @@
 //! Completions and asynchronous events.
 
-use crate::id::{CqId, PortId, QpId, SrqId, WrId};
+use crate::id::{CopyId, CqId, PortId, QpId, SrqId, WrId};
 
 /// Why a work request failed (`enum ibv_wc_status`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
@@ -97,4 +97,6 @@ pub enum Event {
     PortDown(PortId),
     /// The port has its link back.
     PortUp(PortId),
+    /// A copy within this host's memory is over.
+    Copied(CopyId),
 }

@@ -14,6 +14,7 @@
 mod absent;
 pub mod bytes;
 mod completion;
+mod copy;
 mod device;
 mod duo;
 mod memory;
@@ -24,6 +25,7 @@ mod work;
 
 pub use absent::Absent;
 pub use completion::{Completion, Done, Event, Failed, Opcode, Status};
+pub use copy::LocalCopy;
 pub use device::{Device, DeviceConfig, GidChoice, Objects, Reach};
 pub use duo::Duo;
 pub use memory::{Access, Content, Extent, Grid, Memory, Mr, Units};
@@ -35,7 +37,7 @@ pub use work::{
     Batch, Flags, Item, Lane, Lanes, MAX_GATHER, Op, Plan, PlanError, Run, Sge, Totals, WorkRequest,
 };
 
-use crate::id::{BufId, CqId, MrId, PortId, QpId, SrqId};
+use crate::id::{BufId, CopyId, CqId, MrId, PortId, QpId, SrqId};
 use std::ops::Range;
 
 /// Why a fabric refused a call. Nothing has changed then, except as [`Refused`] says.
@@ -129,6 +131,11 @@ pub trait Fabric: Send {
     /// Makes writes that arrived (as told by a completion) visible to whoever computes on this kind of memory.
     /// Nothing to do for host memory.
     fn flush(&mut self, buf: BufId) -> Result<()>;
+    /// Starts a copy within this host's memory and returns; [`Event::Copied`] with this id says that it is over. Bytes are read and written
+    /// at any time until then: neither the one may be changed nor the other used, and a buffer of it cannot be freed ([`Error::Busy`]).
+    /// A refused copy does nothing, an accepted one does not fail. Copies of one `engine` (the queue of a GPU, named by its rank here)
+    /// are done one after the other, in the order of the calls; nothing orders two engines, or a copy and a queue pair.
+    fn copy(&mut self, engine: u32, id: CopyId, parts: &[LocalCopy<'_>]) -> Result<()>;
 
     /// Registers `span` bytes of a buffer with one port's device.
     fn register(&mut self, port: PortId, buf: BufId, span: Range<u64>, access: Access) -> Result<Mr>;

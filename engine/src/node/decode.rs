@@ -213,6 +213,7 @@ impl DecodeNode {
             | Message::Leave
             | Message::Query { .. }
             | Message::Create { .. }
+            | Message::Scattered { .. }
             | Message::Done { .. }
             | Message::Delivered { .. } => {}
         }
@@ -672,6 +673,8 @@ impl Node for DecodeNode {
             fences: stats.fences,
             stale_immediates: stats.stale_immediates,
             repeated_parts: stats.repeated_parts,
+            scattered_parts: stats.staged_parts,
+            copied_bytes: stats.staged_bytes,
             malformed_frames: self.client.stats().malformed,
             ..self.counters
         }

@@ -67,6 +67,9 @@ pub enum StartError {
     /// A device that cannot send an aux row inline.
     #[error("the device sends {0} bytes inline, at least {min} are needed", min = crate::transfer::AUX_BYTES)]
     Inline(u32),
+    /// Staging, which needs a side that writes.
+    #[error("staging works with direction push only; use push, or coalescing direct")]
+    StagedPull,
 }
 
 impl InstanceConfig {
@@ -82,7 +85,12 @@ impl InstanceConfig {
         }
         let layout = Layout::new(&self.model, self.dtype, self.parallel, self.page_size, self.order)?;
         let t = &self.transfer;
-        InstanceMemory::new(fabric, layout, self.memory, self.pages, t.slots, (t.rails, &t.reach), access)
+        let staging = t.coalescing.staging();
+        if staging.is_some() && t.direction == Direction::Pull {
+            return Err(StartError::StagedPull);
+        }
+        let slots = (t.slots, staging);
+        InstanceMemory::new(fabric, layout, self.memory, self.pages, slots, (t.rails, &t.reach), access)
             .map_err(|why| StartError::Fabric { what: "KV pools", why })
     }
     /// What it registers with. An instance of the other direction has another fingerprint, so that the registry refuses it.

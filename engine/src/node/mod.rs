@@ -289,6 +289,12 @@ pub struct Counters {
     pub stale_immediates: u64,
     /// Parts that came twice.
     pub repeated_parts: u64,
+    /// Staged parts posted, repetitions included.
+    pub staged_parts: u64,
+    /// Staged parts scattered.
+    pub scattered_parts: u64,
+    /// Bytes copied to gather and to scatter.
+    pub copied_bytes: u64,
     /// Frames of the control channel that were none.
     pub malformed_frames: u64,
 }
@@ -300,6 +306,9 @@ impl std::ops::AddAssign for Counters {
         self.fences += other.fences;
         self.stale_immediates += other.stale_immediates;
         self.repeated_parts += other.repeated_parts;
+        self.staged_parts += other.staged_parts;
+        self.scattered_parts += other.scattered_parts;
+        self.copied_bytes += other.copied_bytes;
         self.malformed_frames += other.malformed_frames;
     }
 }

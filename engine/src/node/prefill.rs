@@ -172,6 +172,7 @@ impl PrefillNode {
             Message::Assign { key, peer, request } => self.assign(cx, key, peer, request),
             Message::Publish(list) => source.publish(cx, &list),
             Message::Abort { key, reason } => source.abort(cx, key, reason, false),
+            Message::Scattered { key, done } => source.scattered(cx, key, &done),
             Message::Report { key, report } => source.report(cx, key, report),
             Message::Link { peer, body } => {
                 if matches!(body, LinkBody::Ask { .. }) && !source.end().knows(peer) {
@@ -595,6 +596,12 @@ impl Node for PrefillNode {
 
     fn counters(&self) -> Counters {
         let stats = self.source.as_ref().map(|source| source.end().stats()).unwrap_or_default();
-        Counters { fences: stats.fences, malformed_frames: self.client.stats().malformed, ..self.counters }
+        Counters {
+            fences: stats.fences,
+            staged_parts: stats.staged_parts,
+            copied_bytes: stats.staged_bytes,
+            malformed_frames: self.client.stats().malformed,
+            ..self.counters
+        }
     }
 }

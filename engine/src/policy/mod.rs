@@ -5,6 +5,7 @@
 //! parts in its own queues and at most a window of bytes posted, or no order policy could do anything on a FIFO queue pair.
 
 mod admission;
+mod coalescing;
 mod direction;
 mod granularity;
 mod order;
@@ -16,6 +17,7 @@ mod routing;
 mod window;
 
 pub use admission::{Admission, Limits};
+pub use coalescing::{Coalescing, Load, Staging, StagingCosts};
 pub use direction::Direction;
 pub use granularity::Granularity;
 pub use order::{

@@ -5,8 +5,12 @@
 //! twice for each time that prefill says so (at most [`crate::transfer::TransferConfig::parts_per_rail`] times), the last of them between the
 //! end of prefill and decode's Success. A routing policy that wants to know of deliveries adds two, [`Delivered`] in and out.
 //!
+//! With staging [`Scattered`] comes on top, in and out, for each time that a room uses half of the slots that it has for a sender again; none
+//! where they are enough. These too may lie between the end of prefill and decode's Success.
+//!
 //! [`Delivered`]: Message::Delivered
 //! [`Produced`]: Message::Produced
+//! [`Scattered`]: Message::Scattered
 
 use crate::fabric::Endpoint;
 use crate::id::{InstanceId, NodeId, Page, Rank, Room};
@@ -50,8 +54,10 @@ pub struct RankFacts {
     pub pools: Vec<Region>,
     /// Bytes between buffers, by pool.
     pub pitches: Vec<u64>,
-    /// Aux slots.
+    /// Aux slots, and behind them a cell for the header of each staging slot.
     pub aux: Region,
+    /// Staging slots, if there are any.
+    pub stage: Region,
 }
 
 /// What peers must know of an instance to plan for it; cached by instance id.
@@ -73,6 +79,10 @@ pub struct Facts {
     pub pages: u32,
     /// Aux slots of each rank.
     pub slots: u32,
+    /// Staging slots of each rank; 0 without staging.
+    pub stage_slots: u32,
+    /// Bytes of one.
+    pub stage_bytes: u64,
     /// Its ranks.
     pub ranks: Vec<RankFacts>,
 }
@@ -110,6 +120,9 @@ pub struct PageList {
     pub total: u32,
     /// The pages.
     pub pages: Vec<PageRun>,
+    /// Staging slots that the room has, the same on every rank: an equal share for each feed of a rank, in their order. With the first
+    /// list only; none without staging.
+    pub stage: Vec<PageRun>,
 }
 
 impl PageList {
@@ -341,6 +354,13 @@ pub enum Message {
         pieces: Vec<Piece>,
         /// It is the rest, with the checksum of each feed if there are checksums.
         last: Option<Vec<u64>>,
+    },
+    /// C>R (decode, with staging), then R>C (prefill): staged parts that are in their pages, so that their slots can be used again.
+    Scattered {
+        /// The room.
+        key: RoomKey,
+        /// For each feed, in the order of the pairing: how many, counted without a gap from the first one on.
+        done: Vec<u32>,
     },
     /// C>R by either side or the router, then R>C to the others: post nothing more and end it.
     Abort {

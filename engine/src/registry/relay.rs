@@ -25,6 +25,7 @@ impl Registry {
                 self.create(now, from, key, prefill, decode, &request);
             }
             Message::Publish(list) => self.said(now, from, list.key, Said::Publish, bytes),
+            Message::Scattered { key, .. } => self.said(now, from, key, Said::Scattered, bytes),
             Message::Produced { key, .. } => self.said(now, from, key, Said::Produced, bytes),
             Message::Abort { key, reason } => self.said(now, from, key, Said::Abort(reason), bytes),
             Message::Report { key, report } => self.said(now, from, key, Said::Report(report), bytes),
@@ -140,6 +141,11 @@ impl Registry {
             (Said::Publish, Part::Decode) => {
                 room.pushed = true;
                 // After prefill's end decode has its Report, or is told that prefill is gone.
+                if !room.prefill_done {
+                    self.tell(prefill, |out| out.extend_from_slice(bytes));
+                }
+            }
+            (Said::Scattered, Part::Decode) if room.pushed => {
                 if !room.prefill_done {
                     self.tell(prefill, |out| out.extend_from_slice(bytes));
                 }
@@ -333,6 +339,7 @@ impl Registry {
 enum Said {
     Publish,
     Produced,
+    Scattered,
     Abort(Reason),
     Report(Report),
     Done(Outcome),

@@ -3,6 +3,8 @@
 //! Nothing is described by the bytes themselves. Every count is bounded, and compared with the bytes that are left, before
 //! anything is allocated for it.
 
+mod facts;
+
 use super::frame::{FrameError, MAX_MESSAGE};
 use super::message::*;
 use super::reader::Reader;
@@ -10,6 +12,8 @@ use crate::fabric::Endpoint;
 use crate::id::{InstanceId, NodeId, Page, Rank, RequestId};
 use crate::node::Request;
 use crate::time::Span;
+
+use facts::{facts, put_facts};
 
 /// Most ranks of an instance.
 const MAX_RANKS: u64 = 4096;
@@ -52,70 +56,6 @@ fn unzigzag(value: u64) -> i64 {
 fn put_key(out: &mut Vec<u8>, key: &RoomKey) {
     out.extend_from_slice(&key.room.0.to_le_bytes());
     put(out, key.attempt.into());
-}
-
-fn put_region(out: &mut Vec<u8>, region: &Region) {
-    put(out, region.addr);
-    put(out, region.rkeys.len() as u64);
-    for key in &region.rkeys {
-        out.extend_from_slice(&key.to_le_bytes());
-    }
-}
-
-fn region(from: &mut Reader<'_>) -> Result<Region, FrameError> {
-    let addr = from.u64("address")?;
-    let ports = from.count("remote keys", MAX_PORTS, 4)?;
-    let rkeys =
-        (0..ports).map(|_| from.fixed("remote key").map(u32::from_le_bytes)).collect::<Result<_, _>>()?;
-    Ok(Region { addr, rkeys })
-}
-
-fn put_facts(out: &mut Vec<u8>, facts: Option<&Facts>) {
-    let Some(facts) = facts else { return out.push(0) };
-    out.push(1);
-    out.extend_from_slice(&facts.fingerprint.to_le_bytes());
-    for number in [facts.tp, facts.pp, facts.dp] {
-        put(out, number.into());
-    }
-    put(out, facts.page_size.into());
-    out.push(facts.head_major.into());
-    put(out, facts.pages.into());
-    put(out, facts.slots.into());
-    put(out, facts.ranks.len() as u64);
-    for rank in &facts.ranks {
-        put(out, rank.pools.len() as u64);
-        rank.pools.iter().for_each(|pool| put_region(out, pool));
-        put(out, rank.pitches.len() as u64);
-        rank.pitches.iter().for_each(|pitch| put(out, *pitch));
-        put_region(out, &rank.aux);
-    }
-}
-
-fn facts(from: &mut Reader<'_>) -> Result<Option<Box<Facts>>, FrameError> {
-    if !from.bool("whether facts follow")? {
-        return Ok(None);
-    }
-    let mut facts = Facts {
-        fingerprint: u64::from_le_bytes(from.fixed("fingerprint")?),
-        tp: from.u16("tp")?,
-        pp: from.u16("pp")?,
-        dp: from.u16("dp")?,
-        page_size: from.u32("page size")?,
-        head_major: from.bool("head-major")?,
-        pages: from.u32("pages")?,
-        slots: from.u32("slots")?,
-        ranks: Vec::new(),
-    };
-    let ranks = from.count("ranks", MAX_RANKS, 4)?;
-    facts.ranks.reserve(ranks);
-    for _ in 0..ranks {
-        let pools = from.count("pools", MAX_POOLS, 2)?;
-        let pools = (0..pools).map(|_| region(from)).collect::<Result<_, _>>()?;
-        let pitches = from.count("pitches", MAX_POOLS, 1)?;
-        let pitches = (0..pitches).map(|_| from.u64("pitch")).collect::<Result<_, _>>()?;
-        facts.ranks.push(RankFacts { pools, pitches, aux: region(from)? });
-    }
-    Ok(Some(Box::new(facts)))
 }
 
 /// Block ids of one prompt are mostly consecutive in the Mooncake traces: (distance from the run before, length) pairs.
@@ -177,13 +117,40 @@ fn put_pages(out: &mut Vec<u8>, list: &PageList) {
     put(out, list.tokens.into());
     put(out, list.offset.into());
     put(out, list.total.into());
-    put(out, list.pages.len() as u64);
+    put_runs(out, &list.pages);
+}
+
+fn put_runs(out: &mut Vec<u8>, runs: &[PageRun]) {
+    put(out, runs.len() as u64);
     let mut end = 0;
-    for run in &list.pages {
+    for run in runs {
         put(out, zigzag(i64::from(run.first.0) - end));
         put(out, run.count.into());
         end = i64::from(run.first.0) + i64::from(run.count);
     }
+}
+
+/// Runs, and how many pages they have.
+fn runs(from: &mut Reader<'_>) -> Result<(Vec<PageRun>, u64), FrameError> {
+    let count = from.count("page runs", MAX_RUNS, 2)?;
+    let mut runs = Vec::with_capacity(count);
+    let (mut end, mut listed) = (0i64, 0);
+    for _ in 0..count {
+        let step = unzigzag(from.u64("page")?);
+        let count = from.u32("run of pages")?;
+        let first = end.checked_add(step).and_then(|first| u32::try_from(first).ok());
+        let Some(first) = first.filter(|first| count > 0 && first.checked_add(count - 1).is_some()) else {
+            return Err(FrameError::Value {
+                field: "run of pages",
+                value: count.into(),
+                right: "at least one page, numbers of 32 bits",
+            });
+        };
+        listed += u64::from(count);
+        runs.push(PageRun { first: Page(first), count });
+        end = i64::from(first) + i64::from(count);
+    }
+    Ok((runs, listed))
 }
 
 fn pages(from: &mut Reader<'_>) -> Result<PageList, FrameError> {
@@ -198,25 +165,11 @@ fn pages(from: &mut Reader<'_>) -> Result<PageList, FrameError> {
         offset: from.u32("offset")?,
         total: from.u32("total")?,
         pages: Vec::new(),
+        stage: Vec::new(),
     };
-    let runs = from.count("page runs", MAX_RUNS, 2)?;
-    list.pages.reserve_exact(runs);
-    let (mut end, mut listed) = (0i64, u64::from(list.offset));
-    for _ in 0..runs {
-        let step = unzigzag(from.u64("page")?);
-        let count = from.u32("run of pages")?;
-        let first = end.checked_add(step).and_then(|first| u32::try_from(first).ok());
-        let Some(first) = first.filter(|first| count > 0 && first.checked_add(count - 1).is_some()) else {
-            return Err(FrameError::Value {
-                field: "run of pages",
-                value: count.into(),
-                right: "at least one page, numbers of 32 bits",
-            });
-        };
-        listed += u64::from(count);
-        list.pages.push(PageRun { first: Page(first), count });
-        end = i64::from(first) + i64::from(count);
-    }
+    let (pages, count) = runs(from)?;
+    list.pages = pages;
+    let listed = u64::from(list.offset) + count;
     if listed > list.total.into() {
         return Err(FrameError::Value { field: "pages listed", value: listed, right: "at most the total" });
     }
@@ -461,8 +414,12 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) {
         }
         Message::Assign { key, peer, request } => put_assign(out, key, *peer, request),
         Message::Publish(list) => {
-            out.push(11);
+            // One with staging slots is a kind of its own.
+            out.push(if list.stage.is_empty() { 11 } else { 19 });
             put_pages(out, list);
+            if !list.stage.is_empty() {
+                put_runs(out, &list.stage);
+            }
         }
         Message::Abort { key, reason } => {
             out.push(12);
@@ -505,6 +462,12 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) {
                     sums.iter().for_each(|sum| put(out, *sum));
                 }
             }
+        }
+        Message::Scattered { key, done } => {
+            out.push(18);
+            put_key(out, key);
+            put(out, done.len() as u64);
+            done.iter().for_each(|count| put(out, (*count).into()));
         }
         Message::Delivered { key, timing } => {
             out.push(17);
@@ -588,6 +551,20 @@ pub fn decode(bytes: &[u8]) -> Result<Message, FrameError> {
             pieces: pieces(from)?,
             last: rest(from)?,
         },
+        19 => {
+            let list = pages(from)?;
+            let (stage, slots) = runs(from)?;
+            if slots == 0 {
+                return Err(FrameError::Value { field: "staging slots", value: 0, right: "at least 1" });
+            }
+            Message::Publish(PageList { stage, ..list })
+        }
+        18 => {
+            let key = from.key()?;
+            let feeds = from.count("feeds", MAX_ENDPOINTS, 1)?;
+            let done = (0..feeds).map(|_| from.u32("staged parts")).collect::<Result<_, _>>()?;
+            Message::Scattered { key, done }
+        }
         17 => Message::Delivered {
             key: from.key()?,
             timing: Timing {

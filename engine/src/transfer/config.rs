@@ -3,7 +3,9 @@
 use super::reach::Reach;
 use super::rules::Rules;
 use crate::fabric::{Limits, RnrTimer, Rts};
-use crate::policy::{Cooldown, Direction, Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window};
+use crate::policy::{
+    Coalescing, Cooldown, Direction, Granularity, OrderPolicy, RailPolicy, ReplicaChoice, Window,
+};
 use crate::time::Span;
 
 /// Parameters of both sides. What must be equal on both sides says so.
@@ -26,6 +28,8 @@ pub struct TransferConfig {
     pub direction: Direction,
     /// In how large pieces KV leaves prefill.
     pub granularity: Granularity,
+    /// How parts become work requests. Push only, if it is not [`Coalescing::Direct`].
+    pub coalescing: Coalescing,
     /// Who posts next on a port.
     pub order: OrderPolicy,
     /// How much is posted at a time on a port.
@@ -78,6 +82,7 @@ impl Default for TransferConfig {
             replica: ReplicaChoice::default(),
             direction: Direction::default(),
             granularity: Granularity::default(),
+            coalescing: Coalescing::default(),
             order: OrderPolicy::default(),
             window: Window::default(),
             send_depth: 8192,

@@ -13,7 +13,7 @@ use crate::time::Time;
 pub struct EndHeld {
     /// Rooms not yet released.
     pub rooms: u64,
-    /// Aux slots given out.
+    /// Aux and staging slots given out.
     pub slots: u64,
     /// Timers armed.
     pub timers: u64,
@@ -23,7 +23,7 @@ pub struct EndHeld {
     pub receives: u64,
 }
 
-/// Events that a fault-free run never sees.
+/// What is counted: but for staging events that a fault-free run never sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndStats {
     /// Immediates of a slot's earlier life, or from a queue pair that is not the room's sender's.
@@ -34,6 +34,10 @@ pub struct EndStats {
     pub fences: u64,
     /// Rooms whose aux row was not there at Success.
     pub missing_aux: u64,
+    /// Staged parts posted, and posted again; at the target: scattered.
+    pub staged_parts: u64,
+    /// Bytes gathered for them; at the target: scattered.
+    pub staged_bytes: u64,
     /// Rooms that failed because what arrived had another checksum.
     pub checksum_mismatches: u64,
 }

@@ -6,10 +6,12 @@
 use super::pages::PageTable;
 use super::pairing::{LAYER_STRIDE, stream_position};
 use super::reach::Reach;
+use super::stage::{CELL_BYTES, HEADER_BYTES, Header};
 use super::wire::{AUX_BYTES, AuxRow, SLOT_BYTES};
 use crate::fabric::{Access, Content, Error, Extent, Fabric, Grid, Memory, Mr};
 use crate::id::{BufId, PortId, Rank, RequestId};
 use crate::node::{BLOCK_TOKENS, Request};
+use crate::policy::Staging;
 use crate::registry::{Facts, RankFacts, Region, RoomKey};
 use models::{Layout, PageOrder, PoolLayout};
 use std::ops::Range;
@@ -61,6 +63,8 @@ pub struct RankMemory {
     pub pools: Vec<Pool>,
     /// Aux slots. Of prefill's, only pull uses more than the first bytes: as scratch for inline requests.
     pub aux: Pool,
+    /// Staging slots, if there are any; behind the aux slots there is a cell for the header of each.
+    pub stage: Option<Pool>,
 }
 
 /// Memory of all ranks of an instance.
@@ -69,6 +73,7 @@ pub struct InstanceMemory {
     layout: Layout,
     pages: u32,
     slots: u32,
+    staging: Option<Staging>,
     /// By rank of the instance.
     pub ranks: Vec<RankMemory>,
 }
@@ -80,6 +85,14 @@ pub fn port_of(rank: Rank, ranks: usize, rail: u16, ports: usize) -> PortId {
     PortId(((rank.index() * ports / ranks.max(1) + usize::from(rail)) % ports) as u32)
 }
 
+/// Slots one after the other. Nobody counts in its pages but phantom memory, which keeps what it knows by page.
+fn stage_grid(staging: Staging) -> Grid {
+    let pitch = u64::from(staging.slots).saturating_mul(staging.slot);
+    let page = pitch.clamp(1, 16 << 10);
+    let pages = u32::try_from(pitch / page).unwrap_or(u32::MAX);
+    Grid { buffers: 1, pitch, pages, page }
+}
+
 impl InstanceMemory {
     /// Allocates and registers. `pages` and `slots` are those of each rank. Pools are registered on the ports of their rank's rails; where
     /// `reach` may ask for another port than a rail wants, on all.
@@ -88,7 +101,7 @@ impl InstanceMemory {
         layout: Layout,
         kind: Memory,
         pages: u32,
-        slots: u32,
+        (slots, staging): (u32, Option<Staging>),
         (rails, reach): (u16, &Reach),
         access: Access,
     ) -> Result<Self, Error> {
@@ -113,12 +126,14 @@ impl InstanceMemory {
                 };
                 pools.push(Pool::new(fabric, kind, grid, &ports, access)?);
             }
-            let aux =
-                Grid { buffers: 1, pitch: u64::from(slots) * SLOT_BYTES, pages: slots, page: SLOT_BYTES };
+            let cells = staging.map_or(0, |staging| u64::from(staging.slots) * CELL_BYTES);
+            let pitch = u64::from(slots) * SLOT_BYTES + cells;
+            let aux = Grid { buffers: 1, pitch, pages: slots, page: SLOT_BYTES };
             let aux = Pool::new(fabric, Memory::Host, aux, &ports, access)?;
-            ranks.push(RankMemory { pools, aux });
+            let stage = staging.map(|staging| Pool::new(fabric, kind, stage_grid(staging), &ports, access));
+            ranks.push(RankMemory { pools, aux, stage: stage.transpose()? });
         }
-        Ok(Self { layout, pages, slots, ranks })
+        Ok(Self { layout, pages, slots, staging, ranks })
     }
 
     /// Deregisters and frees everything.
@@ -128,6 +143,9 @@ impl InstanceMemory {
                 pool.close(fabric)?;
             }
             rank.aux.close(fabric)?;
+            if let Some(stage) = &mut rank.stage {
+                stage.close(fabric)?;
+            }
         }
         Ok(())
     }
@@ -143,7 +161,8 @@ impl InstanceMemory {
     /// Registrations held.
     pub fn memory_regions(&self) -> u64 {
         let count = |pool: &Pool| pool.mrs.iter().flatten().count() as u64;
-        self.ranks.iter().map(|rank| rank.pools.iter().map(count).sum::<u64>() + count(&rank.aux)).sum()
+        let rest = |rank: &RankMemory| count(&rank.aux) + rank.stage.as_ref().map_or(0, count);
+        self.ranks.iter().map(|rank| rank.pools.iter().map(count).sum::<u64>() + rest(rank)).sum()
     }
 
     /// What peers are told.
@@ -158,6 +177,8 @@ impl InstanceMemory {
             head_major: self.layout.order() == PageOrder::HeadMajor,
             pages: self.pages,
             slots: self.slots,
+            stage_slots: self.staging.map_or(0, |staging| staging.slots),
+            stage_bytes: self.staging.map_or(0, |staging| staging.slot),
             ranks: self
                 .ranks
                 .iter()
@@ -165,9 +186,23 @@ impl InstanceMemory {
                     pools: rank.pools.iter().map(Pool::region).collect(),
                     pitches: rank.pools.iter().map(|pool| pool.grid.pitch).collect(),
                     aux: rank.aux.region(),
+                    stage: rank.stage.as_ref().map(Pool::region).unwrap_or_default(),
                 })
                 .collect(),
         }
+    }
+
+    /// Its staging slots.
+    pub(super) fn staging(&self) -> Option<Staging> {
+        self.staging
+    }
+
+    /// The header in the cell of a staging slot of a rank, if there is one.
+    pub(super) fn header(&self, fabric: &dyn Fabric, rank: Rank, slot: u32) -> Option<Header> {
+        let mut bytes = [0; HEADER_BYTES as usize];
+        let at = u64::from(self.slots) * SLOT_BYTES + u64::from(slot) * CELL_BYTES;
+        fabric.read(self.ranks.get(rank.index())?.aux.buf, at, &mut bytes).ok()?;
+        Header::from_bytes(&bytes)
     }
 
     /// World ranks of a DP group.

@@ -117,8 +117,12 @@ pub struct PairFeed {
 fn out_of_bounds(facts: &Facts, rank: &RankFacts, layout: Option<&RankLayout>) -> Option<&'static str> {
     let end =
         |base: u64, count: u64, each: u64| count.checked_mul(each).and_then(|len| base.checked_add(len));
-    if end(rank.aux.addr, facts.slots.into(), super::wire::SLOT_BYTES).is_none() {
+    let aux = end(rank.aux.addr, facts.slots.into(), super::wire::SLOT_BYTES);
+    if aux.is_none_or(|aux| end(aux, facts.stage_slots.into(), super::stage::CELL_BYTES).is_none()) {
         return Some("aux slots");
+    }
+    if end(rank.stage.addr, facts.stage_slots.into(), facts.stage_bytes).is_none() {
+        return Some("staging slots");
     }
     let pools = layout.map(RankLayout::pools).unwrap_or_default();
     let whole = rank.pools.iter().zip(&rank.pitches).zip(pools).all(|((region, pitch), pool)| {
@@ -363,6 +367,11 @@ impl Pairing {
         Self { feeds, wires, page_tokens, ..self }
     }
 
+    /// Most feeds that one of the target's ranks has: a room's staging slots are shared out among so many.
+    pub fn most_feeds(&self) -> u32 {
+        self.feeds_of.iter().map(|feeds| feeds.len() as u32).max().unwrap_or(0)
+    }
+
     /// Index of a queue pair in [`Pairing::wires`].
     pub fn wire(&self, dst_groups: u16, src_group: u16, dst_group: u16, feed: usize, rail: u16) -> usize {
         let group = usize::from(src_group) * usize::from(dst_groups) + usize::from(dst_group);
@@ -423,6 +432,7 @@ mod tests {
                 pools: pools.iter().map(|_| Default::default()).collect(),
                 pitches: pools.iter().map(|pool| pool.page_bytes * 100).collect(),
                 aux: Default::default(),
+                stage: Default::default(),
             });
         }
         facts

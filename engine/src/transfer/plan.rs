@@ -76,7 +76,27 @@ pub fn plan(
     tokens: Range<u32>,
     limits: PlanLimits,
 ) -> Result<Plan, PlanningError> {
-    let group = &share.group;
+    let side = |table| Side { table, origin: 0 };
+    plan_between(&share.group, share.reads, lanes, side(src), side(dst), tokens, limits)
+}
+
+/// Pages of one side, the first of which holds token `origin`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Side<'a> {
+    pub table: &'a PageTable,
+    pub origin: u32,
+}
+
+/// [`plan`] between tables that need not begin with the first token.
+pub(super) fn plan_between(
+    group: &Group,
+    reads: bool,
+    lanes: Arc<Lanes>,
+    src: Side<'_>,
+    dst: Side<'_>,
+    tokens: Range<u32>,
+    limits: PlanLimits,
+) -> Result<Plan, PlanningError> {
     if limits.max_sge == 0 {
         return Err(PlanningError::Zero { what: "max_sge" });
     }
@@ -89,17 +109,18 @@ pub fn plan(
     for (side, table, page_tokens) in
         [("initiator", src, group.src_page_tokens), ("target", dst, group.dst_page_tokens)]
     {
-        let need = tokens.end.div_ceil(page_tokens);
+        let Side { table, origin } = table;
+        let need = tokens.end.saturating_sub(origin).div_ceil(page_tokens);
         if table.len() < need {
             let (pages, last) = (table.len(), tokens.end - 1);
             return Err(PlanningError::Pages { side, pages, page_tokens, last, need });
         }
     }
     // A run for each pair of page runs is the rule.
-    let some = (src.runs().len() + dst.runs().len()).min(tokens.len());
+    let some = (src.table.runs().len() + dst.table.runs().len()).min(tokens.len());
     let mut mover = Mover::new(group, Packer::new(limits, some));
     let ascends = |w: &[PageRun]| u64::from(w[0].first.0) + u64::from(w[0].count) <= u64::from(w[1].first.0);
-    if dst.runs().windows(2).all(ascends) {
+    if dst.table.runs().windows(2).all(ascends) {
         segments(group, src, dst, tokens, |segment| mover.add(segment));
     } else {
         let mut sorted = Vec::with_capacity(some);
@@ -108,7 +129,7 @@ pub fn plan(
         let mut open: Option<Segment> = None;
         for next in sorted {
             match &mut open {
-                Some(last) if next.dst < last.dst + last.tokens && !share.reads => {
+                Some(last) if next.dst < last.dst + last.tokens && !reads => {
                     return Err(PlanningError::Twice { page: next.dst / u64::from(group.dst_page_tokens) });
                 }
                 Some(last) if last.dst + last.tokens == next.dst && last.src + last.tokens == next.src => {
@@ -147,13 +168,13 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    fn new(table: &'a PageTable, page_tokens: u32, token: u64) -> Self {
+    fn new(side: Side<'a>, page_tokens: u32, token: u64) -> Self {
         let mut cursor = Self {
-            runs: table.runs().iter(),
+            runs: side.table.runs().iter(),
             page_tokens: page_tokens.into(),
             position: 0,
-            start: 0,
-            end: 0,
+            start: side.origin.into(),
+            end: side.origin.into(),
         };
         while cursor.end <= token && cursor.next() {}
         cursor
@@ -168,13 +189,7 @@ impl<'a> Cursor<'a> {
 }
 
 /// Calls `each` with the longest segments, in the order of the tokens. The tables are long enough.
-fn segments(
-    group: &Group,
-    src: &PageTable,
-    dst: &PageTable,
-    tokens: Range<u32>,
-    mut each: impl FnMut(Segment),
-) {
+fn segments(group: &Group, src: Side<'_>, dst: Side<'_>, tokens: Range<u32>, mut each: impl FnMut(Segment)) {
     let (mut token, end) = (u64::from(tokens.start), u64::from(tokens.end));
     let mut s = Cursor::new(src, group.src_page_tokens, token);
     let mut d = Cursor::new(dst, group.dst_page_tokens, token);

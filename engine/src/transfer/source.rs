@@ -119,6 +119,13 @@ impl Source {
         }
     }
 
+    /// Push: decode's word on staged parts.
+    pub fn scattered(&mut self, cx: &mut Cx<'_>, key: RoomKey, done: &[u32]) {
+        if let Self::Push(end) = self {
+            end.scattered(cx, key, done);
+        }
+    }
+
     /// Pull: decode's word on a room.
     pub fn report(&mut self, cx: &mut Cx<'_>, key: RoomKey, report: Report) {
         if let Self::Pull(end) = self {

@@ -47,7 +47,8 @@ pub(super) fn build(spec: &Spec, seed: u64) -> Result<Cluster, RunError> {
         }
     }
     let topology = topology(spec, &hosts, bits_per_s as f64 / 1e9)?;
-    let fabrics = Fabrics::new(hosts, topology, seed).map_err(input)?;
+    let mut fabrics = Fabrics::new(hosts, topology, seed).map_err(input)?;
+    fabrics.set_copy_costs(spec.cluster.gpu_copy);
 
     let maker = Nodes::new(spec, seed)?;
     let memory = match spec.cluster.memory {

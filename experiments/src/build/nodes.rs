@@ -213,6 +213,7 @@ fn transfer(spec: &Spec) -> TransferConfig {
             Granularity::LayerWise { layers } => policy::Granularity::LayerWise { layers },
         },
         order: spec.policy.order.engine(spec.slo.ttft),
+        coalescing: spec.policy.coalescing.policy(),
         window: policy::Window {
             bytes: spec.policy.window.bytes.0,
             requests: spec.policy.window.requests.into(),

@@ -136,7 +136,7 @@ fn memory(
         Side::Decode => Access::REMOTE_WRITE,
     };
     let (fabric, paths) = (fabrics.host(side as usize), (config.rails, &config.reach));
-    InstanceMemory::new(fabric, layout.clone(), Memory::Host, PAGES, config.slots, paths, access)
+    InstanceMemory::new(fabric, layout.clone(), Memory::Host, PAGES, (config.slots, None), paths, access)
         .map_err(broken("memory"))
 }
 
@@ -329,7 +329,9 @@ impl<'a> Cell<'a> {
             }
             seen.push(lane);
             match lane {
-                Lane::Requests { .. } | Lane::Remains(_) => steps.push(Step::Execute(lane)),
+                Lane::Requests { .. } | Lane::Remains(_) | Lane::Copy { .. } => {
+                    steps.push(Step::Execute(lane));
+                }
                 Lane::Acks => steps.push(Step::Ack),
                 Lane::Refusal { .. } => steps.push(Step::Refuse(lane)),
                 Lane::Internal => {}
@@ -520,8 +522,8 @@ impl<'a> Cell<'a> {
         self.ready.clear();
         for side in Side::BOTH {
             while let Some(event) = self.fabrics.host(side as usize).next_event() {
-                // Neither end does anything about the others.
-                if matches!(event, Event::QpFatal(_) | Event::CqOverrun(_)) {
+                // Neither end does anything about these.
+                if !matches!(event, Event::LastWqeReached(_) | Event::SrqLimit(_)) {
                     self.node(side).events.push_back(event);
                 }
             }

@@ -85,6 +85,7 @@ impl fmt::Display for Step {
             Lane::Requests { host, qp } => format!("queue pair {qp} of {}", Side::of(*host)),
             Lane::Refusal { host, qp } => format!("queue pair {qp} of {}", Side::of(*host)),
             Lane::Remains(_) => "a queue pair that has failed since".to_owned(),
+            Lane::Copy { host, .. } => format!("{}'s own memory", Side::of(*host)),
             Lane::Acks | Lane::Internal => "the network".to_owned(),
         };
         match self {

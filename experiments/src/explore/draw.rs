@@ -5,11 +5,14 @@ mod load;
 
 use models::{Bandwidth, ByteSize, DType, PageOrder, Picos};
 
+use sim::fabric::CopyCosts;
+
 use super::Dice;
 use crate::spec::{
-    Admission, BatchSpec, Capacity, ClusterSpec, ComputeSpec, ControlSpec, Deadline, Direction, Failover,
-    Granularity, Invariants, LeastInflight, MemorySpec, Order, PolicySpec, PortReach, Priorities, Rails,
-    Replica, Routing, Shares, SideSpec, Spec, TopologySpec, TransferSpec, WindowSpec,
+    Admission, AutoSpec, BatchSpec, Capacity, ClusterSpec, Coalescing, ComputeSpec, ControlSpec, Deadline,
+    Direction, Failover, Granularity, Invariants, LeastInflight, MemorySpec, Order, PolicySpec, PortReach,
+    Priorities, Rails, Replica, Routing, Shares, SideSpec, Spec, StagingSpec, TopologySpec, TransferSpec,
+    WindowSpec,
 };
 pub use faults::KINDS;
 
@@ -114,6 +117,7 @@ fn cluster(dice: &mut Dice, model: &str, spec: &Spec) -> ClusterSpec {
             TopologySpec::LeafSpine { leaves: 2, spines: Some(1), oversubscription: None, latency: us(1) },
         ]),
         memory: dice.pick(&[MemorySpec::Bytes, MemorySpec::Phantom, MemorySpec::Phantom]),
+        gpu_copy: CopyCosts::default(),
     }
 }
 
@@ -195,6 +199,16 @@ fn transfer(dice: &mut Dice, weather: Weather) -> TransferSpec {
 }
 
 fn policy(dice: &mut Dice) -> PolicySpec {
+    let direction = dice.pick(&[Direction::Push, Direction::Pull]);
+    // Small slots, so that requests need several and use them again.
+    let small = StagingSpec { slot: ByteSize(16 << 10), slots: 16, window: 1 };
+    let coalescing = dice.pick(&[
+        Coalescing::Direct,
+        Coalescing::Direct,
+        Coalescing::Staging(small),
+        Coalescing::Staging(StagingSpec::default()),
+        Coalescing::Auto(AutoSpec::default()),
+    ]);
     PolicySpec {
         routing: dice.pick(&[
             Routing::RoundRobin,
@@ -203,7 +217,9 @@ fn policy(dice: &mut Dice) -> PolicySpec {
             Routing::PrefixAware(Default::default()),
             Routing::NetworkAware(Default::default()),
         ]),
-        direction: dice.pick(&[Direction::Push, Direction::Pull]),
+        direction,
+        // Staging is for pushes.
+        coalescing: if direction == Direction::Push { coalescing } else { Coalescing::Direct },
         order: dice.pick(&[
             Order::Fifo,
             Order::ShortestRemaining,

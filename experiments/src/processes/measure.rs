@@ -427,6 +427,8 @@ pub(crate) fn measure(
         bytes_moved: sum(|request| request.bytes),
         work_requests: sum(|request| request.work_requests),
         registry_messages: counters.registry_messages,
+        staged_parts: counters.staged_parts,
+        copied_bytes: counters.copied_bytes,
         rnr_naks: 0,
         extrapolated: counters.extrapolated,
         events: 0,

@@ -152,6 +152,9 @@ pub(super) struct Standing {
     fences: u64,
     stale_immediates: u64,
     repeated_parts: u64,
+    staged_parts: u64,
+    scattered_parts: u64,
+    copied_bytes: u64,
     malformed_frames: u64,
     pub(super) memory_regions: u64,
     pub(super) queue_pairs: u64,
@@ -173,6 +176,9 @@ impl Standing {
             fences: counters.fences,
             stale_immediates: counters.stale_immediates,
             repeated_parts: counters.repeated_parts,
+            staged_parts: counters.staged_parts,
+            scattered_parts: counters.scattered_parts,
+            copied_bytes: counters.copied_bytes,
             malformed_frames: counters.malformed_frames,
             memory_regions: objects.memory_regions as u64,
             queue_pairs: objects.queue_pairs as u64,
@@ -200,6 +206,9 @@ impl Standing {
             fences: self.fences,
             stale_immediates: self.stale_immediates,
             repeated_parts: self.repeated_parts,
+            staged_parts: self.staged_parts,
+            scattered_parts: self.scattered_parts,
+            copied_bytes: self.copied_bytes,
             malformed_frames: self.malformed_frames,
         }
     }
@@ -225,13 +234,14 @@ mod tests {
             Step::Failed(Reason::PeerGone),
             Step::Rejected(Reason::TooLong),
             Step::Corrupt,
+            Step::Retried(Reason::Busy),
         ];
         for step in steps {
             let record = Record { request: RequestId(5), step };
             assert_eq!(Row::new(8, &record).record(), Some(record));
         }
         for wrong in
-            [Row(0, 0, 12, 0, 0), Row(0, 0, 9, 11, 0), Row(0, 0, 9, 300, 0), Row(0, 0, 1, u64::MAX, 0)]
+            [Row(0, 0, 13, 0, 0), Row(0, 0, 9, 14, 0), Row(0, 0, 9, 300, 0), Row(0, 0, 1, u64::MAX, 0)]
         {
             assert_eq!(wrong.record(), None, "{wrong:?}");
         }

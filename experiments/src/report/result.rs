@@ -36,6 +36,10 @@ pub struct Counters {
     pub registry_messages: u64,
     /// RNR NAKs.
     pub rnr_naks: u64,
+    /// Staged parts posted.
+    pub staged_parts: u64,
+    /// Bytes copied to gather and scatter them.
+    pub copied_bytes: u64,
     /// Compute times taken beyond what was measured.
     pub extrapolated: u64,
     /// Events of the simulator.

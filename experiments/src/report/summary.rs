@@ -48,6 +48,10 @@ pub struct Summary {
     pub bytes_moved: u64,
     /// Work requests posted.
     pub work_requests: u64,
+    /// Of these, parts that were staged: gathered, written as one, scattered.
+    pub staged_parts: u64,
+    /// Bytes copied to gather and scatter them.
+    pub copied_bytes: u64,
     /// Messages of the registry.
     pub registry_messages: u64,
     /// RNR NAKs.
@@ -171,6 +175,8 @@ impl Summary {
             prompt_tokens,
             bytes_moved: sum(|run| run.counters.bytes_moved),
             work_requests: sum(|run| run.counters.work_requests),
+            staged_parts: sum(|run| run.counters.staged_parts),
+            copied_bytes: sum(|run| run.counters.copied_bytes),
             registry_messages: sum(|run| run.counters.registry_messages),
             rnr_naks: sum(|run| run.counters.rnr_naks),
             extrapolated: sum(|run| run.counters.extrapolated),

@@ -56,6 +56,10 @@ pub fn table(summary: &Summary) -> String {
         bytes(summary.bytes_moved),
         count(summary.work_requests)
     );
+    if summary.staged_parts > 0 {
+        let (parts, copied) = (count(summary.staged_parts), bytes(summary.copied_bytes));
+        let _ = writeln!(out, "{:<22}{parts} parts, {copied} copied", "staged");
+    }
     if summary.retries > 0 {
         let _ = writeln!(out, "{:<22}{} attempts beyond the first", "retries", count(summary.retries));
     }

@@ -6,6 +6,7 @@ use models::{Bandwidth, ByteSize, Layout, LayoutError, Model, PageOrder, Paralle
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
+use sim::fabric::CopyCosts;
 
 use super::field;
 
@@ -30,6 +31,8 @@ pub struct ClusterSpec {
     pub link: Option<Bandwidth>,
     /// The network between the hosts.
     pub topology: TopologySpec,
+    /// What a copy within a GPU's memory costs: staging gathers and scatters.
+    pub gpu_copy: CopyCosts,
     /// What KV memory is made of.
     pub memory: MemorySpec,
 }
@@ -44,6 +47,7 @@ impl Default for ClusterSpec {
             nic: "connectx-7-400g".to_owned(),
             link: None,
             topology: TopologySpec::default(),
+            gpu_copy: CopyCosts::default(),
             memory: MemorySpec::Phantom,
         }
     }

@@ -3,6 +3,7 @@
 use models::{ByteSize, Picos};
 use serde::{Deserialize, Serialize};
 
+use super::coalescing::Coalescing;
 use super::field;
 use super::posting::{Failover, Order, Rails, Replica};
 use super::routing::{Admission, LimitsSpec, RetrySpec, Routing};
@@ -184,6 +185,8 @@ pub struct PolicySpec {
     pub failover: Failover,
     /// Which of several ranks with the same KV sends it.
     pub replica: Replica,
+    /// How parts become work requests.
+    pub coalescing: Coalescing,
     /// What may be posted and not completed, per port.
     pub window: WindowSpec,
     /// When decode memory is taken, and how many may wait for it.
@@ -204,6 +207,7 @@ impl Default for PolicySpec {
             rails: Rails::Pinned,
             failover: Failover::default(),
             replica: Replica::ByDestination,
+            coalescing: Coalescing::default(),
             window: WindowSpec::default(),
             admission: Admission::Reserve,
             limits: LimitsSpec::default(),

@@ -6,6 +6,7 @@
 
 mod checks;
 mod cluster;
+mod coalescing;
 mod engine;
 mod error;
 pub mod faults;
@@ -30,6 +31,7 @@ use serde_path_to_error::Segment as SerdeSegment;
 use crate::compute;
 pub use checks::{Bound, SloSpec};
 pub use cluster::{Capacity, ClusterSpec, MAX_PAGES, MemorySpec, SideSpec, TopologySpec};
+pub use coalescing::{AutoSpec, Coalescing, StagingSpec};
 pub use engine::{
     BatchSpec, ComputeSpec, ControlSpec, Direction, Granularity, PolicySpec, PortReach, TransferSpec,
     WindowSpec,

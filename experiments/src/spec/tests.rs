@@ -331,3 +331,33 @@ fn posting_policies_have_parameters() {
         assert!(problem.contains(said) && problem.contains("x.yaml:1"), "{problem}");
     }
 }
+
+#[test]
+fn coalescing_is_a_name_or_has_parameters() {
+    let of = |text: &str| parse("", &[&format!("policy.coalescing={text}")]).unwrap().policy.coalescing;
+    assert_eq!(of("direct"), Coalescing::Direct);
+    assert_eq!(of("staging"), Coalescing::Staging(StagingSpec::default()));
+    assert_eq!(of("auto"), Coalescing::Auto(AutoSpec::default()));
+    let staging = of("{staging: {slot: 1MiB, slots: 3}}");
+    let want = StagingSpec { slot: models::ByteSize(1 << 20), slots: 3, ..StagingSpec::default() };
+    assert_eq!(staging, Coalescing::Staging(want));
+    for coalescing in ["staging", "{auto: {copy: 7us, copy_rate: 800Gb/s}}"] {
+        let spec = parse("", &[&format!("policy.coalescing={coalescing}")]).unwrap();
+        let resolved = spec.resolved().unwrap();
+        assert_eq!(parse(&resolved, &[]).unwrap(), spec, "{resolved}");
+    }
+    let staged = ["cluster.prefill.tp=8", "cluster.decode.tp=1"];
+    for (coalescing, parts) in [
+        ("stagin", &["policy.coalescing", "stagin", "staging"][..]),
+        ("{staging: {slots: 0}}", &["slots", "0"]),
+        ("{staging: {slot: 100B}}", &["policy.coalescing.staging.slot", "100B", "512 bytes"]),
+        ("{auto: {slots: 7}}", &["policy.coalescing.auto.slots", "7 is not 8"]),
+        ("{staging: {ring: 2}}", &["ring", "slot"]),
+    ] {
+        let set = format!("policy.coalescing={coalescing}");
+        let why = problem("", &[&set, staged[0], staged[1]]);
+        assert!(parts.iter().all(|part| why.contains(part)), "{why}");
+    }
+    let why = problem("", &["policy.coalescing=staging", "policy.direction=pull"]);
+    assert!(why.contains("policy.coalescing") && why.contains("push"), "{why}");
+}

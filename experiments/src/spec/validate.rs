@@ -118,6 +118,7 @@ impl Spec {
         };
         let relation = Relation::new(&prefill, &decode).or_else(|error| wrong("cluster", error))?;
         self.credits(&relation)?;
+        self.staging(&relation, model)?;
         self.links(&relation)?;
         self.real_memory(&[(&self.cluster.prefill, &prefill), (&self.cluster.decode, &decode)])
     }
@@ -126,7 +127,12 @@ impl Spec {
     fn real_memory(&self, sides: &[(&SideSpec, &Layout)]) -> Result<(), Problem> {
         let size = |(side, layout): &(&SideSpec, &Layout)| {
             let group: u128 = layout.ranks().iter().map(|rank| u128::from(rank.bytes_per_page())).sum();
-            group * u128::from(side.pages(layout)) * u128::from(side.dp) * u128::from(side.instances)
+            let staging = self.policy.coalescing.staging().map_or(0, |staging| {
+                let ranks = u128::from(side.parallel().group_size());
+                u128::from(staging.slot.0) * u128::from(staging.slots) * ranks
+            });
+            let pages = group * u128::from(side.pages(layout)) + staging;
+            pages * u128::from(side.dp) * u128::from(side.instances)
         };
         let bytes: u128 = sides.iter().map(size).sum();
         if self.cluster.memory == MemorySpec::Bytes && bytes > u128::from(MAX_REAL_MEMORY.0) {
@@ -139,6 +145,27 @@ impl Spec {
             );
         }
         Ok(())
+    }
+
+    /// Staging slots hold at least a token of a layer, and there is one for each sender of a decode rank.
+    fn staging(&self, relation: &Relation, model: &Model) -> Result<(), Problem> {
+        let ranks = 0..relation.dst_ranks();
+        let senders = ranks.clone().map(|rank| self.senders(relation, rank)).max().unwrap_or(1);
+        let feeds = ranks.flat_map(|rank| relation.feeds(rank));
+        let token = feeds
+            .map(|feed| {
+                let layers = feed.groups.first().map_or(1, |group| match model.attention {
+                    models::Attention::Gqa { .. } => group.lanes.len() / 2,
+                    models::Attention::Mla { .. } => group.lanes.len(),
+                });
+                feed.bytes_per_token() / layers.max(1) as u64
+            })
+            .max();
+        let pull = self.policy.direction == Direction::Pull;
+        match self.policy.coalescing.problem(pull, senders as u64, token.unwrap_or(0)) {
+            Some((key, problem)) => wrong(&format!("policy.coalescing{key}"), problem),
+            None => Ok(()),
+        }
     }
 
     /// In push decode posts as many receives as the parts that a request may have, before it publishes pages: more than a receive queue holds

@@ -3,10 +3,10 @@
 use super::host::{Cq, SimFabric, Srq, check, find, find_mut};
 use super::qp::{Qp, RecvQueue};
 use engine::fabric::{
-    Access, Completion, Content, Endpoint, Error, Event, Extent, Fabric, Grid, Item, Limits, Memory as Kind,
-    Mr, Port, QpSpec, QpState, Recv, Refused, Result, SrqSpec, Status, Step, Units,
+    Access, Completion, Content, Endpoint, Error, Event, Extent, Fabric, Grid, Item, Limits, LocalCopy,
+    Memory as Kind, Mr, Port, QpSpec, QpState, Recv, Refused, Result, SrqSpec, Status, Step, Units,
 };
-use engine::id::{BufId, CqId, MrId, PortId, QpId, SrqId};
+use engine::id::{BufId, CopyId, CqId, MrId, PortId, QpId, SrqId};
 use std::collections::VecDeque;
 use std::ops::Range;
 
@@ -25,6 +25,9 @@ impl Fabric for SimFabric {
         self.memory.alloc(kind, grid)
     }
     fn free(&mut self, buf: BufId) -> Result<()> {
+        if self.copying.iter().flatten().any(|copying| copying.names(buf)) {
+            return Err(Error::Busy("buffer"));
+        }
         self.memory.free(buf)
     }
     fn write(&mut self, buf: BufId, at: u64, bytes: &[u8]) -> Result<()> {
@@ -44,6 +47,9 @@ impl Fabric for SimFabric {
     }
     fn flush(&mut self, buf: BufId) -> Result<()> {
         self.memory.flush(buf)
+    }
+    fn copy(&mut self, engine: u32, id: CopyId, parts: &[LocalCopy<'_>]) -> Result<()> {
+        self.start_copy(engine, id, parts)
     }
 
     fn register(&mut self, port: PortId, buf: BufId, span: Range<u64>, access: Access) -> Result<Mr> {

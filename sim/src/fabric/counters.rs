@@ -23,6 +23,10 @@ pub struct Counters {
     pub timeouts: u64,
     /// Arrivals that a responder dropped because its queue pair was not there, not ready or somebody else's by then.
     pub dropped: u64,
+    /// Copies within the host's memory.
+    pub copies: u64,
+    /// Bytes that they moved.
+    pub copied_bytes: u64,
     /// Packets that a fault lost, data and acknowledgements, at the requester.
     pub packets_lost: u64,
     /// Times that a requester went back because of a lost packet, NAKed or timed out.
@@ -48,6 +52,8 @@ impl Counters {
         self.rnr_naks += other.rnr_naks;
         self.timeouts += other.timeouts;
         self.dropped += other.dropped;
+        self.copies += other.copies;
+        self.copied_bytes += other.copied_bytes;
         self.packets_lost += other.packets_lost;
         self.retransmissions += other.retransmissions;
         self.unacknowledged += other.unacknowledged;

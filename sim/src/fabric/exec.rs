@@ -38,13 +38,13 @@ impl Fault {
 
 /// Lanes that follow each other by one step on each side.
 #[derive(Clone, Copy, Debug)]
-struct Row {
+pub(super) struct Row {
     first: u64,
-    count: u64,
-    local: u64,
-    remote: u64,
-    local_step: u64,
-    remote_step: u64,
+    pub(super) count: u64,
+    pub(super) local: u64,
+    pub(super) remote: u64,
+    pub(super) local_step: u64,
+    pub(super) remote_step: u64,
 }
 
 /// Lanes as rows, and the last offset on each side.
@@ -65,6 +65,11 @@ const NOWHERE: Range<u64> = Range { start: u64::MAX, end: 0 };
 pub(super) struct LaneCache(Map<usize, Arc<Rows>>);
 
 impl LaneCache {
+    /// Lanes as rows.
+    pub(super) fn rows_of(&mut self, lanes: &Arc<Lanes>) -> Vec<Row> {
+        self.rows(lanes).rows.clone()
+    }
+
     fn rows(&mut self, lanes: &Arc<Lanes>) -> Arc<Rows> {
         if self.0.len() > 4096 {
             self.0.clear();

@@ -264,6 +264,7 @@ impl Fabrics {
         own.cqs.iter_mut().for_each(|cq| *cq = None);
         own.srqs.iter_mut().for_each(|srq| *srq = None);
         own.memory.clear();
+        own.abandon_copies();
         own.pages.iter_mut().for_each(|pages| *pages = 0);
         own.touched.clear();
         own.overruns.clear();

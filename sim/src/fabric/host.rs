@@ -1,5 +1,6 @@
 //! One host's end of the simulated fabric.
 
+use super::copy::{CopyCosts, Copying};
 use super::counters::{Counters, Objects};
 use super::faults::HostFaults;
 use super::memory::Memory;
@@ -81,6 +82,8 @@ pub(super) enum Todo {
     Serve(QpId),
     /// A queue pair left its connection.
     Gone(Box<Gone>),
+    /// A copy has started and will be over then.
+    Copy { slot: u32, over: Time },
     /// Completions that a fault holds back are due then.
     Late(CqId, Time),
 }
@@ -127,6 +130,10 @@ pub struct SimFabric {
     pub(super) pages: Vec<u64>,
     pub(super) engine: Vec<Time>,
     pub(super) mistakes: Mistakes,
+    pub(super) copy_costs: CopyCosts,
+    /// By copy engine: when it is free.
+    pub(super) copy_engines: Vec<Time>,
+    pub(super) copying: Vec<Option<Copying>>,
     pub(super) faults: HostFaults,
 }
 
@@ -193,6 +200,9 @@ impl SimFabric {
             pages: vec![0; n],
             engine: vec![Time::ZERO; n],
             mistakes: Mistakes::default(),
+            copy_costs: CopyCosts::default(),
+            copy_engines: Vec::new(),
+            copying: Vec::new(),
             faults: HostFaults::new(n),
         }
     }

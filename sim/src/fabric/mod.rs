@@ -21,6 +21,7 @@
 
 mod arrive;
 mod calls;
+mod copy;
 mod counters;
 pub mod duo;
 mod exec;
@@ -36,6 +37,7 @@ mod remains;
 mod serve;
 mod steps;
 
+pub use copy::CopyCosts;
 pub use counters::{Counters, Objects};
 pub use host::SimFabric;
 pub use mistakes::Mistakes;
@@ -121,6 +123,8 @@ enum Inner {
     Acked { host: u32, qp: QpId },
     /// Completions of receives are due.
     Received { host: u32, qp: QpId },
+    /// A copy within a host's memory is over.
+    Copied { host: u32, slot: u32 },
     /// Completions that a fault held back are due.
     Late { host: u32, cq: CqId },
 }
@@ -258,6 +262,7 @@ impl Fabrics {
             qp.flow.is_some() || qp.stalled || left.into_iter().any(|s| s.acked == Time::NEVER)
         };
         self.gone.iter().all(Option::is_none)
+            && self.hosts.iter().all(|h| h.copying.iter().all(Option::is_none))
             && self.hosts.iter().all(|h| h.qp_ids().iter().all(|id| !h.qp_ref(*id).is_some_and(busy)))
     }
 
@@ -323,6 +328,7 @@ impl Fabrics {
                     own.put_qp(pair);
                 }
             }
+            Inner::Copied { host, slot } => self.copied(host, slot, now),
             Inner::Late { host, cq } => self.late(host, cq, now),
         }
         self.settle(now, q, ready);
@@ -360,6 +366,7 @@ impl Fabrics {
                 match task {
                     Todo::Serve(qp) => self.serve(host, qp, now, q),
                     Todo::Gone(gone) => self.bury(host, gone, now, q),
+                    Todo::Copy { slot, over } => self.schedule_copy(host, slot, over, q),
                     Todo::Late(cq, at) => q.at(at, faults::late_event(host, cq)),
                 }
             }

@@ -31,6 +31,13 @@ pub enum Lane {
         /// Which.
         qp: QpId,
     },
+    /// A copy within a host's own memory is done.
+    Copy {
+        /// Whose.
+        host: usize,
+        /// Which.
+        slot: u32,
+    },
     /// What nobody needs to order: bytes leave a NIC, a completion of an arrived message is written.
     Internal,
 }
@@ -45,6 +52,7 @@ impl FabricEvent {
             Inner::Nak { host, qp, .. } | Inner::Timeout { host, qp, .. } | Inner::Retry { host, qp, .. } => {
                 Lane::Refusal { host: host as usize, qp }
             }
+            Inner::Copied { host, slot } => Lane::Copy { host: host as usize, slot },
             Inner::Network | Inner::Received { .. } | Inner::Late { .. } => Lane::Internal,
         }
     }
@@ -69,7 +77,7 @@ impl Fabrics {
             Inner::Acked { host, qp } => self.hosts[host as usize]
                 .qp_ref(qp)
                 .is_none_or(|qp| qp.sq.is_empty() || qp.state != QpState::Rts),
-            Inner::Network | Inner::Received { .. } | Inner::Late { .. } => false,
+            Inner::Network | Inner::Received { .. } | Inner::Late { .. } | Inner::Copied { .. } => false,
         }
     }
 
@@ -105,7 +113,7 @@ impl SimFabric {
         for srq in self.srqs.iter().flatten() {
             let _ = write!(into, "srq{}", srq.queue.posted);
         }
-        let _ = write!(into, "{:?}", self.events);
+        let _ = write!(into, "{:?}{:?}", self.events, self.copying);
         self.memory.show(into);
     }
 }

@@ -6,7 +6,7 @@ use crate::world::{AnyNode, World};
 use engine::id::NodeId;
 use engine::node::{Held, Node as _, Step};
 use engine::policy::{Direction, ReplicaChoice};
-use engine::transfer::{AUX_BYTES, SEAL_BYTES};
+use engine::transfer::{AUX_BYTES, HEADER_BYTES, SEAL_BYTES};
 use models::{Feed, Layout, Relation};
 use std::collections::BTreeSet;
 
@@ -170,6 +170,17 @@ impl Watcher {
                 least += kv + beside;
                 tries += 1;
             }
+        }
+        // Staging declares that it adds a header for each part.
+        least += nodes.staged_parts * HEADER_BYTES;
+        if nodes.staged_parts != nodes.scattered_parts || nodes.copied_bytes != fabric.copied_bytes {
+            wrong.push(Broken::new(
+                Law::LeastBytes,
+                format!(
+                    "{} staged parts posted, {} scattered; {} bytes copied, {} told",
+                    nodes.staged_parts, nodes.scattered_parts, fabric.copied_bytes, nodes.copied_bytes
+                ),
+            ));
         }
         if fabric.bytes != least {
             wrong.push(Broken::new(

@@ -3,8 +3,8 @@
 use engine::id::{NodeId, PortId};
 use engine::node::Request;
 use engine::policy::{
-    Granularity, LeastInflight, Limits, OrderPolicy, Priorities, RailPolicy, ReplicaChoice, Retry,
-    RoutingPolicy, Shares, Slo, Window,
+    Coalescing, Granularity, LeastInflight, Limits, OrderPolicy, Priorities, RailPolicy, ReplicaChoice,
+    Retry, RoutingPolicy, Shares, Slo, Staging, StagingCosts, Window,
 };
 use engine::time::Span;
 use models::{Attention, DType, IndexK, Model};
@@ -99,6 +99,8 @@ pub(crate) struct Case {
     pub max_sge: u16,
     pub slots: u32,
     pub parts_per_rail: u16,
+    /// Staging: bytes of a slot, slots, window, and whether the planner chooses.
+    pub staging: Option<(u64, u32, u32, bool)>,
     pub mbps: u64,
     /// Loss, duplication, reordering in thousandths; jitter in microseconds.
     pub control: (u32, u32, u32, u64),
@@ -200,6 +202,13 @@ impl Case {
                 t.max_sge = self.max_sge;
                 t.slots = self.slots;
                 t.parts_per_rail = self.parts_per_rail;
+                if let Some((slot, slots, window, auto)) = self.staging.filter(|_| !self.pull) {
+                    let staging = Staging { slot, slots, window };
+                    // Copies that cost about as much as requests, so that both are chosen.
+                    let costs = StagingCosts { copy: Span::ns(400), ..StagingCosts::default() };
+                    t.coalescing =
+                        if auto { Coalescing::Auto(staging, costs) } else { Coalescing::Staging(staging) };
+                }
             });
         if let Some(waiting) = self.router.refuse {
             build = build.decode(|side| side.refuse_above(waiting));
@@ -334,6 +343,12 @@ prop_compose! {
         max_sge in prop::sample::select(vec![1u16, 2, 16]),
         slots in prop::sample::select(vec![1u32, 3, 16]),
         parts_per_rail in prop::sample::select(vec![1u16, 2, 5, 16]),
+        staging in prop::option::of((
+            prop::sample::select(vec![100u64, 700, 5000, 1 << 20]),
+            prop::sample::select(vec![1u32, 2, 5, 64]),
+            1u32..5,
+            prop::bool::weighted(0.3),
+        )),
         on_demand: bool,
         prefix_cache: bool,
     ) -> Case {
@@ -342,7 +357,7 @@ prop_compose! {
         };
         Case {
             seed: 0, model: 0, fp8: false, bytes: false, pull: false, prefill: side.clone(), decode: side, on_demand, prefix_cache,
-            rails, rail_policy, replica, granularity, order, router, window, send_depth, max_sge, slots, parts_per_rail,
+            rails, rail_policy, replica, granularity, order, router, window, send_depth, max_sge, slots, parts_per_rail, staging,
             mbps: 100_000, control: (0, 0, 0, 0), requests: Vec::new(), faults: Vec::new(),
         }
     }

@@ -169,6 +169,7 @@ fn case_19_a_rank_that_registers_twice() {
             pools: vec![Default::default(); pools],
             pitches: vec![1 << 20; pools],
             aux: Default::default(),
+            ..Default::default()
         };
         let facts = |ranks: usize| Facts {
             fingerprint: layout.fingerprint(),

@@ -5,10 +5,10 @@ use super::qp::Qp;
 use super::{Cq, Srq, VerbsFabric, list, open, sys};
 use crate::fabric::{
     Access, Completion, Content, Device, Endpoint, Error, Event, Extent, Fabric, Gid, Grid, Item, Limits,
-    LinkLayer, Memory as Kind, Mr, Objects, Port, QpSpec, QpState, Recv, Refused, Result, Sge, SrqSpec, Step,
-    Units,
+    LinkLayer, LocalCopy, Memory as Kind, Mr, Objects, Port, QpSpec, QpState, Recv, Refused, Result, Sge,
+    SrqSpec, Step, Units,
 };
-use crate::id::{BufId, CqId, MrId, PortId, QpId, SrqId};
+use crate::id::{BufId, CopyId, CqId, MrId, PortId, QpId, SrqId};
 use ibverbs_sys as ffi;
 use rand_chacha::rand_core::Rng;
 use std::collections::VecDeque;
@@ -212,6 +212,12 @@ impl Fabric for VerbsFabric {
     }
     fn flush(&mut self, buf: BufId) -> Result<()> {
         self.memory.flush(buf)
+    }
+    fn copy(&mut self, _engine: u32, id: CopyId, parts: &[LocalCopy<'_>]) -> Result<()> {
+        // The CPU does it in the call; that it is over is told like everything else, or nodes would be called back from within.
+        self.memory.copy(parts)?;
+        self.events.push_back(Event::Copied(id));
+        Ok(())
     }
 
     fn register(&mut self, port: PortId, buf: BufId, span: Range<u64>, access: Access) -> Result<Mr> {

@@ -4,7 +4,9 @@
 //! pointers, in ranges that were checked.
 
 use super::sys;
-use crate::fabric::{Access, Content, Error, Extent, Grid, Memory as Kind, Mr, Result, Units, bytes};
+use crate::fabric::{
+    Access, Content, Error, Extent, Grid, LocalCopy, Memory as Kind, Mr, Result, Units, bytes,
+};
 use crate::id::{BufId, LKey, MrId, RKey};
 use ibverbs_sys as ffi;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -215,6 +217,22 @@ impl Memory {
         }))
     }
 
+    pub(super) fn copy(&mut self, parts: &[LocalCopy<'_>]) -> Result<()> {
+        for part in parts {
+            let (from, to) = (self.bytes(part.from.0)?.0.len, self.bytes(part.to.0)?.0.len);
+            part.check(from, to)?;
+        }
+        for part in parts {
+            let ((_, from), (_, to)) = (self.bytes(part.from.0)?, self.bytes(part.to.0)?);
+            part.for_each(|at, into, len| {
+                // SAFETY: `check` has put every piece into its buffer, and the buffers are two, which no Rust reference covers. Two adopted
+                // ones may be the same memory, so the pieces may overlap; else as in `write`.
+                unsafe { std::ptr::copy(from.add(at as usize), to.add(into as usize), len as usize) }
+            });
+        }
+        Ok(())
+    }
+
     pub(super) fn flush(&self, buf: BufId) -> Result<()> {
         // Host memory is coherent with PCIe writes. What a dma-buf's exporter needs beyond a completion is its owner's business.
         self.get(buf).map(|_| ())
@@ -289,5 +307,43 @@ impl Memory {
             buffer.regions -= 1;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fabric::{Lane, Plan, Run};
+    use std::sync::Arc;
+
+    #[test]
+    fn copies_move_their_pieces_and_nothing_else() {
+        let mut memory = Memory::default();
+        let (a, b) = (
+            memory.alloc(Kind::Host, Grid::bytes(64)).unwrap(),
+            memory.alloc(Kind::Host, Grid::bytes(64)).unwrap(),
+        );
+        memory.write(a, 0, &std::array::from_fn::<u8, 64, _>(|i| i as u8 + 1)).unwrap();
+        let run = Run {
+            local: 2,
+            remote: 0,
+            len: 3,
+            count: 2,
+            local_step: 8,
+            remote_step: 3,
+            gather: 1,
+            joins: false,
+        };
+        let lanes = [Lane { local: 0, remote: 0 }, Lane { local: 32, remote: 10 }].into_iter().collect();
+        let plan = Arc::new(Plan::new(lanes, vec![run]).unwrap());
+        memory.copy(&[LocalCopy { plan: &plan, from: (a, 0), to: (b, 4) }]).unwrap();
+        let mut want = [0; 64];
+        want[4..10].copy_from_slice(&[3, 4, 5, 11, 12, 13]);
+        want[14..20].copy_from_slice(&[35, 36, 37, 43, 44, 45]);
+        let mut got = [0; 64];
+        memory.read(b, 0, &mut got).unwrap();
+        assert_eq!(got, want);
+        assert!(memory.copy(&[LocalCopy { plan: &plan, from: (a, 20), to: (b, 4) }]).is_err());
+        assert!(memory.copy(&[LocalCopy { plan: &plan, from: (a, 0), to: (a, 4) }]).is_err());
     }
 }

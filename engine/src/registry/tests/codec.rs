@@ -32,14 +32,23 @@ fn region() -> impl Strategy<Value = Region> {
 }
 
 fn facts() -> impl Strategy<Value = Option<Box<Facts>>> {
-    let rank = (vec(region(), 0..3), vec(number(), 0..3), region())
-        .prop_map(|(pools, pitches, aux)| RankFacts { pools, pitches, aux });
+    let rank = (vec(region(), 0..3), vec(number(), 0..3), region(), region())
+        .prop_map(|(pools, pitches, aux, stage)| RankFacts { pools, pitches, aux, stage });
     let head = (any::<u64>(), any::<[u16; 3]>(), any::<[u32; 3]>(), any::<bool>());
-    prop::option::of((head, vec(rank, 0..5)).prop_map(|((fingerprint, p, n, head_major), ranks)| {
-        let (tp, pp, dp) = (p[0], p[1], p[2]);
-        let (page_size, pages, slots) = (n[0], n[1], n[2]);
-        Box::new(Facts { fingerprint, tp, pp, dp, page_size, head_major, pages, slots, ranks })
-    }))
+    let stage = prop_oneof![Just((0u32, 0u64)), (1u32.., number())];
+    prop::option::of((head, stage, vec(rank, 0..5)).prop_map(
+        |((fingerprint, p, n, head_major), stage, mut ranks)| {
+            let (tp, pp, dp) = (p[0], p[1], p[2]);
+            let (page_size, pages, slots) = (n[0], n[1], n[2]);
+            let (stage_slots, stage_bytes) = stage;
+            if stage_slots == 0 {
+                ranks.iter_mut().for_each(|rank: &mut RankFacts| rank.stage = Region::default());
+            }
+            let facts =
+                Facts { fingerprint, tp, pp, dp, page_size, head_major, pages, slots, ..Facts::default() };
+            Box::new(Facts { stage_slots, stage_bytes, ranks, ..facts })
+        },
+    ))
 }
 
 fn blocks() -> impl Strategy<Value = Vec<u64>> {
@@ -69,7 +78,20 @@ pub(super) fn pages() -> impl Strategy<Value = PageList> {
             let offset = u32::from(n[1]);
             let total = offset + pages.iter().map(|run| run.count).sum::<u32>() + u32::from(n[2]);
             let (slot, group, credits, tokens) = (p[0], p[1], p[2], u32::from(n[0]));
-            PageList { key, fence_epoch, slot, generation, group, credits, tokens, offset, total, pages }
+            let stage = if p[2] % 2 == 0 { Vec::new() } else { pages.clone() };
+            PageList {
+                key,
+                fence_epoch,
+                slot,
+                generation,
+                group,
+                credits,
+                tokens,
+                offset,
+                total,
+                pages,
+                stage,
+            }
         },
     )
 }
@@ -150,6 +172,7 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
                 Message::Produced { key, before, pieces: pieces.into_iter().map(piece).collect(), last }
             }
         ),
+        (key(), vec(any::<u32>(), 0..9)).prop_map(|(key, done)| Message::Scattered { key, done }),
         (key(), reason()).prop_map(|(key, reason)| Message::Abort { key, reason }),
         (key(), any::<bool>(), any::<bool>())
             .prop_map(|(key, delivered, clean)| Message::Report { key, report: Report { delivered, clean } }),

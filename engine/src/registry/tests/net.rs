@@ -128,6 +128,7 @@ pub(super) fn list(key: RoomKey) -> PageList {
         offset: 0,
         total: 7,
         pages: vec![PageRun { first: Page(1), count: 4 }, PageRun { first: Page(9), count: 3 }],
+        stage: Vec::new(),
     }
 }
 

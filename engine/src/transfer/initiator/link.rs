@@ -27,6 +27,8 @@ pub(super) struct Slice {
     pub posted: Time,
     /// Whether it is the end of its part.
     pub end: bool,
+    /// Whether that is a staged one, whose slot it frees.
+    pub staged: bool,
 }
 
 /// One queue pair.
@@ -418,6 +420,7 @@ impl Initiator {
         }
         for index in link.rooms.clone() {
             self.drop_jobs(index);
+            self.ungather(index);
         }
         if lost {
             self.scrap(cx, peer);
@@ -648,7 +651,7 @@ impl Initiator {
             job.blocked = None;
             if let Some(room) = self.rooms.get(job.room as usize).and_then(Option::as_ref)
                 && !job.queued
-                && !job.parts.is_empty()
+                && job.has_work()
                 // The number may have another job by now. To wake one too early on this port is harmless; to put it into another
                 // port's queue is not, for nothing would ever take it out.
                 && job.port == wire.port
@@ -661,6 +664,9 @@ impl Initiator {
     }
 
     fn finished(&mut self, cx: &mut Cx<'_>, slice: Slice, ok: bool) {
+        if slice.staged {
+            self.release_source(slice.room, slice.part);
+        }
         let Some(room) = self.room_mut(slice.room) else { return };
         room.outstanding -= 1;
         let part = &mut room.parts[slice.part as usize];

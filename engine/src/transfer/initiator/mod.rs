@@ -10,12 +10,14 @@
 //! fence must take every queue pair anyway, and one state machine is easier to get right than one for each queue pair. The price is that
 //! an error on one queue pair flushes its siblings, whose rooms are not to blame and are posted again after the reconnect.
 
+mod jobs;
 mod link;
 mod paths;
 mod post;
 mod pull;
 mod room;
 mod show;
+mod stage;
 
 use super::config::TransferConfig;
 use super::end::{End, EndHeld, EndStats, RoomState, has_failed};
@@ -32,8 +34,9 @@ use crate::policy::{Direction, Health, Job, JobId, Order, Rails};
 use crate::registry::{Facts, LinkBody, Report, RoomKey};
 use crate::time::Time;
 use crate::timers::Timers;
+use jobs::JobState;
 use link::Link;
-use room::{JobState, Room};
+use room::Room;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -104,6 +107,12 @@ pub struct Initiator {
     stats: EndStats,
     /// Plans of the piece at hand by share class.
     plans: Vec<(u32, usize, Arc<Plan>)>,
+    /// Staging slots of this side that are free, by rank of the instance; none without staging.
+    sources: Vec<Vec<u16>>,
+    /// Rooms that wait for one.
+    starved_rooms: Vec<u32>,
+    /// Rate of each port, bytes per second.
+    rates: Vec<u64>,
     /// Chooses rails, where the policy is one that chooses; and whether it looks at what goes over them.
     rails: Option<Box<dyn Rails>>,
     measures: bool,
@@ -132,11 +141,20 @@ impl Initiator {
         let window = u32::try_from(config.window.requests).unwrap_or(u32::MAX).saturating_add(1);
         let depth = config.send_depth.saturating_mul(per_port).max(window).clamp(64.min(most), most);
         let ids: Vec<_> = fabric.ports().iter().map(|port| port.id).collect();
+        let rates = fabric.ports().iter().map(|port| port.bits_per_s / 8).collect();
+        let sources: Vec<Vec<u16>> = match memory.staging() {
+            Some(staging) => {
+                let slots = staging.slots.min(u16::MAX.into()) as u16;
+                memory.ranks.iter().map(|_| (0..slots).rev().collect()).collect()
+            }
+            None => Vec::new(),
+        };
+        // A part's aux row and seal may go above the bound; a staged one is posted whole.
+        let above = if sources.is_empty() { 2 } else { 2 + stage::REQUESTS };
         let mut ports = Vec::new();
         for port in ids {
             let cq = fabric.create_cq(port, depth)?;
-            // A part's aux row and seal may go above the bound.
-            let most_requests = u64::from(depth).saturating_sub(2).max(1);
+            let most_requests = u64::from(depth).saturating_sub(above).max(1);
             let order = config.order.build();
             let (posted_bytes, posted_requests, health) = (0, 0, Health::default());
             ports.push(PortQueue { order, posted_bytes, posted_requests, cq, health, most_requests });
@@ -166,6 +184,9 @@ impl Initiator {
             lease_until: Time::NEVER,
             stats: EndStats::default(),
             plans: Vec::new(),
+            sources,
+            starved_rooms: Vec::new(),
+            rates,
             measures: rails.as_ref().is_some_and(|rails| rails.measures()),
             rails,
             homes: Vec::new(),
@@ -245,6 +266,7 @@ impl End for Initiator {
             self.fail(cx, key, Reason::Deadline, true);
         }
         self.check_paths(cx);
+        self.feed_starved(cx);
     }
 
     fn is_timed(&self, key: &RoomKey) -> bool {
@@ -264,6 +286,7 @@ impl End for Initiator {
             self.completed(cx, completion);
         }
         self.pump_all(cx);
+        self.feed_starved(cx);
     }
 
     fn event(&mut self, cx: &mut Cx<'_>, event: Event) {
@@ -276,10 +299,15 @@ impl End for Initiator {
                 }
             }
             Event::CqOverrun(cq) => self.overrun(cx, cq),
+            Event::Copied(id) => {
+                self.gathered(cx, id);
+                self.pump_all(cx);
+            }
             Event::PortDown(port) => self.port_down(cx, port),
             Event::PortUp(port) => self.port_up(cx.now, port),
             Event::SrqLimit(_) | Event::LastWqeReached(_) => {}
         }
+        self.feed_starved(cx);
     }
 
     fn knows(&self, peer: InstanceId) -> bool {
@@ -301,6 +329,7 @@ impl End for Initiator {
 
     fn link(&mut self, cx: &mut Cx<'_>, peer: InstanceId, body: LinkBody) {
         self.heard(cx, peer, body);
+        self.feed_starved(cx);
     }
 
     fn say_again(&mut self, _cx: &mut Cx<'_>) {
@@ -317,6 +346,7 @@ impl End for Initiator {
         for key in keys {
             self.fail(cx, key, reason, tell);
         }
+        self.feed_starved(cx);
     }
 
     fn peer_gone(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
@@ -324,6 +354,7 @@ impl End for Initiator {
         self.scrap(cx, peer);
         self.links.remove(&peer);
         self.feed(cx);
+        self.feed_starved(cx);
     }
 
     fn abandon(&mut self, cx: &mut Cx<'_>, reason: Reason) {
@@ -344,7 +375,7 @@ impl End for Initiator {
         };
         EndHeld {
             rooms: self.by_key.len() as u64,
-            slots: slots as u64,
+            slots: slots as u64 + self.held_sources(),
             timers: self.timers.len() as u64,
             queue_pairs: self.links.values().map(|link| link.wires.len() as u64).sum(),
             receives: 0,

@@ -2,10 +2,13 @@
 
 use super::super::checksum::fold;
 use super::super::news::News;
+use super::super::stage::HEADER_BYTES;
 use super::super::wire::{AUX_BYTES, AuxRow, Immediate, SEAL_BYTES, SLOT_BYTES, Seal};
 use super::Initiator;
+use super::jobs::JobState;
 use super::link::Slice;
-use super::room::{JobState, PartState};
+use super::room::PartState;
+use super::stage::{self, Gather, HEADER_SCRATCH};
 use crate::fabric::{Batch, Error, Flags, Item, Op, Sge, WorkRequest};
 use crate::id::{RKey, WrId};
 use crate::node::{Cx, Reason, Step};
@@ -41,7 +44,7 @@ impl Initiator {
         let order = &mut self.ports[job.port.index()].order;
         let room = self.rooms.get_mut(job.room as usize).and_then(Option::as_mut);
         let link = room.as_ref().and_then(|room| self.links.get_mut(&room.spec.peer));
-        let (Some(room), Some(link), Some(&p)) = (room, link, job.parts.front()) else {
+        let (Some(room), Some(link), Some(&p)) = (room, link, job.ready.front().or(job.parts.front())) else {
             order.remove(id);
             job.queued = false;
             return;
@@ -55,7 +58,9 @@ impl Initiator {
             false => u64::MAX,
         };
         let may = link.is_up() && !(link.yielding && part.cursor == 0);
-        let (Some(remote), true, true) = (&room.remote, may, free >= part.extras().max(1)) else {
+        // A staged part goes out whole.
+        let least = part.extras() + if part.stage.is_some() { stage::REQUESTS } else { 0 };
+        let (Some(remote), true, true) = (&room.remote, may, free >= least.max(1)) else {
             order.remove(id);
             job.queued = false;
             if link.is_up() && job.blocked.is_none() {
@@ -64,6 +69,10 @@ impl Initiator {
             }
             return;
         };
+        if part.lacks_gather() {
+            self.gather(cx, id);
+            return;
+        }
         let wire = &mut link.wires[part.wire as usize];
         let ends = link.pairing.wires[part.wire as usize];
         let feed = &link.pairing.feeds[usize::from(part.feed)];
@@ -124,13 +133,34 @@ impl Initiator {
             base += len;
         }
 
+        // A staged part: its header, which is taken at posting, then its slot.
+        let scratch =
+            memory.aux.mrs[wire.port.index()].map_or((0, Default::default()), |mr| (mr.addr, mr.lkey));
+        let mut staged = None;
+        if let Some(part_stage) = &part.stage
+            && let Gather::Ready(own) = part_stage.gather
+            && let (Some(pool), Some(own_stage)) = (&memory.stage, self.memory.staging())
+            && let Some(local) = pool.mrs[wire.port.index()]
+            && let Some(place) = remote.stage.place(
+                stage::nth_of(&link.pairing, part.feed.into()),
+                part_stage.sequence,
+                &link.facts,
+            )
+        {
+            let header = stage::header_of(part, part_stage, remote, &room.stage, room.sealed, room.spec.key);
+            let _ = cx.fabric.write(memory.aux.buf, HEADER_SCRATCH, &header.to_bytes());
+            let header = Sge { addr: scratch.0 + HEADER_SCRATCH, len: HEADER_BYTES as u32, lkey: scratch.1 };
+            let at = local.addr + u64::from(own) * own_stage.slot;
+            let bulk = Sge { addr: at, len: part.bytes as u32, lkey: local.lkey };
+            staged = Some(([header], [bulk], place));
+            sent = part.bytes;
+        }
+
         // The immediate, and before it aux row and seal; in pull the aux row. They go with the KV whatever the window says: a job that waited
         // for window with nothing outstanding on its own queue pair would never be woken.
         let all_kv = at == part.window.end;
         let end = all_kv && free - taken >= part.extras();
         let slot = theirs.aux.addr + u64::from(remote.slot) * SLOT_BYTES;
-        let scratch =
-            memory.aux.mrs[wire.port.index()].map_or((0, Default::default()), |mr| (mr.addr, mr.lkey));
         let landing = u64::from(room.landing.unwrap_or_default()) * SLOT_BYTES;
         let aux_sge = [Sge { addr: scratch.0 + landing, len: AUX_BYTES as u32, lkey: scratch.1 }];
         let seal_sge = [Sge { addr: scratch.0 + AUX_BYTES, len: SEAL_BYTES as u32, lkey: scratch.1 }];
@@ -190,6 +220,21 @@ impl Initiator {
                 batch.last = Some(Op::WriteImm(imm));
                 batch.signal_last = true;
             }
+            if let Some((header, bulk, place)) = &staged {
+                let ends = extras.is_empty();
+                let bulk_op = if ends { Op::WriteImm(imm) } else { Op::Write };
+                let signaled = Flags { signaled: ends, ..Flags::default() };
+                let (to_cell, to_slot) = (theirs.aux.addr + place.cell, theirs.stage.addr + place.bulk);
+                let requests = [
+                    (Op::Write, inline(false), &header[..], (to_cell, rkey(&theirs.aux.rkeys))),
+                    (bulk_op, signaled, &bulk[..], (to_slot, rkey(&theirs.stage.rkeys))),
+                ];
+                for (op, flags, local, remote) in requests {
+                    let id = WrId(wire.next + taken);
+                    chain.push(Item::One(WorkRequest { id, op, flags, local, remote }));
+                    taken += 1;
+                }
+            }
             for extra in extras {
                 chain.push(Item::One(WorkRequest { id: WrId(wire.next + taken), ..extra }));
                 taken += 1;
@@ -217,6 +262,7 @@ impl Initiator {
                 part: p,
                 posted: cx.now,
                 end: end && whole,
+                staged: staged.is_some(),
             };
             wire.next += count;
             wire.used += count;
@@ -235,6 +281,7 @@ impl Initiator {
                 self.news.push_back(News::Started(room.spec.key));
             }
         }
+        self.stats.staged_parts += u64::from(count > 0 && staged.is_some());
         if let Some(refused) = posted {
             let (key, peer) = (room.spec.key, room.spec.peer);
             // A request that no fabric can take is this room's fault; a queue pair that failed meanwhile is not.
@@ -252,9 +299,11 @@ impl Initiator {
         if end {
             part.state = PartState::Posted;
             job.left = job.left.saturating_sub(u64::from(part.bytes == 0));
-            job.parts.pop_front();
+            if job.ready.pop_front().is_none() {
+                job.parts.pop_front();
+            }
         }
-        if job.parts.is_empty() {
+        if !job.has_work() {
             order.remove(id);
             job.queued = false;
         } else {

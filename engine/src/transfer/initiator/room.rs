@@ -6,14 +6,13 @@ use super::super::news::News;
 use super::super::pages::PageTable;
 use super::super::plan::{PlanLimits, plan};
 use super::paths::Ways;
+use super::stage::{RemoteStage, RoomStage, Staged, cut_staged};
 use super::{Initiator, InitiatorRoom};
 use crate::fabric::Plan;
-use crate::id::PortId;
 use crate::node::{Cx, Reason};
 use crate::policy::{Direction, JobId, Spread};
 use crate::registry::{Message, PageList, PageRun, Report, RoomKey};
 use crate::time::Time;
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -26,6 +25,7 @@ pub(super) struct Remote {
     pub credits: u16,
     pub table: PageTable,
     pub total: u32,
+    pub stage: RemoteStage,
 }
 
 /// State of a part.
@@ -59,6 +59,8 @@ pub(super) struct Part {
     pub seal: Option<u16>,
     pub aux: bool,
     pub state: PartState,
+    /// If it is staged: then it has no plans.
+    pub stage: Option<Box<Staged>>,
 }
 
 impl Part {
@@ -66,18 +68,6 @@ impl Part {
     pub(super) fn extras(&self) -> u64 {
         u64::from(self.seal.is_some()) + u64::from(self.aux)
     }
-}
-
-/// A room's parts on one port, as the order policy sees them.
-#[derive(Clone, Debug, Default)]
-pub(super) struct JobState {
-    pub room: u32,
-    pub port: PortId,
-    pub parts: VecDeque<u32>,
-    pub left: u64,
-    pub queued: bool,
-    /// The wire for whose send queue it waits.
-    pub blocked: Option<u32>,
 }
 
 /// A room at the initiator.
@@ -115,6 +105,7 @@ pub(super) struct Room {
     pub ending: bool,
     pub work_requests: u64,
     pub bytes: u64,
+    pub stage: RoomStage,
 }
 
 impl Room {
@@ -155,6 +146,7 @@ impl Room {
             ending: false,
             work_requests: 0,
             bytes: 0,
+            stage: RoomStage::default(),
         }
     }
 }
@@ -238,10 +230,13 @@ impl Initiator {
         let outside =
             list.pages.iter().any(|run| !in_pool(run, link.map_or(u32::MAX, |link| link.facts.pages)));
         let credits = list.credits > 0 || self.config.direction == Direction::Pull;
-        if stale || outside || !fits || !credits || list.tokens != room.spec.tokens {
+        let stage = RemoteStage::new(&list.stage);
+        let (Some(stage), false) =
+            (stage, stale || outside || !fits || !credits || list.tokens != room.spec.tokens)
+        else {
             self.fail(cx, list.key, Reason::Refused, true);
             return;
-        }
+        };
         match &mut room.remote {
             None if list.offset == 0 => {
                 room.remote = Some(Remote {
@@ -251,6 +246,7 @@ impl Initiator {
                     credits: list.credits,
                     table: PageTable::new(list.pages.clone()),
                     total: list.total,
+                    stage,
                 });
             }
             Some(remote) if list.offset == remote.table.len() && list.offset > 0 => {
@@ -310,7 +306,7 @@ impl Initiator {
     pub(super) fn advance(&mut self, cx: &mut Cx<'_>, index: u32) {
         let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
         let Some(link) = self.links.get_mut(&room.spec.peer) else { return };
-        let Some(remote) = &room.remote else { return };
+        let Some(remote) = &mut room.remote else { return };
         let pull = self.config.direction == Direction::Pull;
         if room.ending || room.sealed || remote.table.len() < remote.total || pull && room.landing.is_none() {
             return;
@@ -320,6 +316,7 @@ impl Initiator {
         if u32::from(remote.slot) >= facts.slots
             || remote.group >= facts.dp
             || !remote.table.runs().iter().all(|run| in_pool(run, facts.pages))
+            || !remote.stage.share_out(&link.pairing, facts)
         {
             let key = room.spec.key;
             self.fail(cx, key, Reason::Refused, true);
@@ -331,9 +328,17 @@ impl Initiator {
         let pairing = link.pairing.clone();
         let key = room.spec.key;
         room.numbers.resize(pairing.feeds.len(), 0);
+        self.plans.clear();
+        let staged = if self.sources.is_empty() { Vec::new() } else { self.stage_pieces(index) };
+        // Staged parts have receives of their own.
+        let directly = staged.is_empty() || staged.iter().flatten().any(Option::is_none);
+        let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        let Some(link) = self.links.get_mut(&room.spec.peer) else { return };
+        let Some(remote) = &room.remote else { return };
+        let (room_group, remote_group) = (room.spec.group, remote.group);
         // The last parts must fit into the credits: what does not is kept back until all is produced. In pull the target sees to that.
         let spread = |nth| self.config.rail_policy.spread(nth, pairing.rails);
-        if !room.all_produced && !pull {
+        if !room.all_produced && !pull && directly {
             // Receives are promised by rail. A cut makes one part at most on each, but small ones leave rails out, so parts in all
             // say nothing about the fullest rail.
             let widest = pairing.feeds.iter().map(|feed| spread(feed.nth).width()).max().unwrap_or(1).max(1);
@@ -341,14 +346,38 @@ impl Initiator {
                 return;
             }
         }
-        room.cuts += 1;
+        room.cuts += u32::from(directly);
         let all_write_aux = !pull && !self.config.rules.one_aux_writer;
         let limits = PlanLimits { max_sge: self.config.max_sge, max_message: self.config.max_message };
         let last = room.all_produced;
         let dst_groups = link.facts.dp;
-        self.plans.clear();
         let mut fresh = 0..room.parts.len() as u32;
         fresh.start = fresh.end;
+        // Whose last part is a staged one.
+        let sealed = if staged.is_empty() {
+            Vec::new()
+        } else {
+            cut_staged(room, &pairing, &staged, (last, all_write_aux), |room, f, nth, bytes| {
+                let nth_feed = pairing.feeds[f].nth;
+                let base = pairing.wire(dst_groups, room_group, remote_group, f, 0);
+                let home = match (spread(nth_feed), &mut self.rails) {
+                    (Spread::One, Some(policy)) => {
+                        let piece = Self::piece(room, pairing.wires[base].src, nth_feed, bytes);
+                        let ports = cx.fabric.ports();
+                        let ways = Ways { link, base, ranks: self.memory.ranks.len(), ports };
+                        ways.choose(cx.now, &mut **policy, &self.config.rail_policy, &piece)
+                    }
+                    (Spread::One, None) => 0,
+                    (Spread::All(rails), _) => rails.start + (nth % rails.len().max(1)) as u16,
+                };
+                let wire = base as u32 + u32::from(link.usable.carrier(base, pairing.rails, home));
+                if self.measures {
+                    link.add_backlog(wire, bytes);
+                }
+                (home, wire)
+            })
+        };
+        let Some(remote) = &room.remote else { return };
         for (f, feed) in pairing.feeds.iter().enumerate() {
             let mut plans: Vec<(Arc<Plan>, u8)> = Vec::with_capacity(room.pieces.len() * feed.shares.len());
             for (p, (tokens, layers)) in room.pieces.iter().enumerate() {
@@ -363,6 +392,9 @@ impl Initiator {
                             return;
                         }
                     }
+                }
+                if staged.get(f).is_some_and(|pieces| pieces[p].is_some()) {
+                    continue;
                 }
                 for (s, share) in feed.shares.iter().enumerate() {
                     let made =
@@ -415,7 +447,7 @@ impl Initiator {
             let n = self.homes.len() as u64;
             for (j, home) in (0u64..).zip(self.homes.iter().copied()) {
                 let window = total * j / n..total * (j + 1) / n;
-                let ends = last && j + 1 == n;
+                let ends = last && j + 1 == n && !sealed.get(f).copied().unwrap_or(false);
                 let (seals, aux) = (ends && !pull, ends && (feed.aux || all_write_aux));
                 if window.is_empty() && !seals && !aux {
                     continue;
@@ -437,6 +469,7 @@ impl Initiator {
                     seal: seals.then(|| room.numbers[f]),
                     aux,
                     state: PartState::Waiting,
+                    stage: None,
                 });
                 room.undone += 1;
                 if self.measures {
@@ -456,77 +489,6 @@ impl Initiator {
         self.enqueue(index, fresh);
         // Its queue pairs may have gone to others while there was nothing to move.
         self.ask_if_idle(peer);
-    }
-
-    /// Puts parts into the queues of their ports.
-    pub(super) fn enqueue(&mut self, index: u32, parts: Range<u32>) {
-        let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        let Some(link) = self.links.get(&room.spec.peer) else { return };
-        for p in parts {
-            let part = &room.parts[p as usize];
-            if part.state != PartState::Waiting {
-                continue;
-            }
-            let port = link.pairing.wires[part.wire as usize].src_port;
-            let found = room.jobs.iter().copied().find(|id| self.jobs[*id as usize].port == port);
-            let id = found.unwrap_or_else(|| {
-                let id = self.free_jobs.pop().unwrap_or_else(|| {
-                    self.jobs.push(JobState::default());
-                    (self.jobs.len() - 1) as JobId
-                });
-                let job = &mut self.jobs[id as usize];
-                // In the memory of one that is over.
-                let parts = std::mem::take(&mut job.parts);
-                *job = JobState { room: index, port, parts, ..JobState::default() };
-                room.jobs.push(id);
-                id
-            });
-            let job = &mut self.jobs[id as usize];
-            job.parts.push_back(p);
-            job.left += part.bytes.max(1);
-        }
-        if link.is_up() {
-            self.queue_jobs(index);
-        }
-    }
-
-    /// Offers a room's jobs to the order policies.
-    pub(super) fn queue_jobs(&mut self, index: u32) {
-        let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        for id in &room.jobs {
-            let job = &mut self.jobs[*id as usize];
-            let order = &mut self.ports[job.port.index()].order;
-            if job.parts.is_empty() || job.blocked.is_some() {
-                continue;
-            }
-            if job.queued {
-                order.update(*id, job.left);
-            } else {
-                job.queued = true;
-                order.push(room.spec.job(*id, room.arrived, job.left));
-            }
-        }
-    }
-
-    /// Takes a room's jobs away from the order policies.
-    pub(super) fn drop_jobs(&mut self, index: u32) {
-        let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        let mut link = self.links.get_mut(&room.spec.peer);
-        for id in room.jobs.drain(..) {
-            let job = &mut self.jobs[id as usize];
-            // The id is used again: no list may keep it.
-            if let Some(wire) = job.blocked.take()
-                && let Some(wire) = link.as_mut().and_then(|link| link.wires.get_mut(wire as usize))
-            {
-                wire.blocked.retain(|other| *other != id);
-            }
-            if job.queued {
-                self.ports[job.port.index()].order.remove(id);
-                job.queued = false;
-            }
-            job.parts.clear();
-            self.free_jobs.push(id);
-        }
     }
 
     /// A page list or abort for a room that is not open here: it ended, and its report is told again; or nothing was posted for
@@ -570,6 +532,7 @@ impl Initiator {
         }
         self.timers.cancel(key);
         self.drop_jobs(index);
+        self.ungather(index);
         if drained {
             self.end(cx, index, false);
         } else if !waits {

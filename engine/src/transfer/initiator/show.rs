@@ -38,6 +38,9 @@ impl Debug for Initiator {
             homes: _,
             doubts,
             recheck,
+            sources,
+            starved_rooms,
+            rates: _,
         } = self;
         let timed = rooms.iter().flatten().map(|room| timers.get(room.spec.key));
         f.debug_struct("Initiator")
@@ -55,6 +58,8 @@ impl Debug for Initiator {
             .field("lease_until", lease_until)
             .field("doubts", doubts)
             .field("recheck", recheck)
+            .field("sources", sources)
+            .field("starved_rooms", starved_rooms)
             .finish_non_exhaustive()
     }
 }
@@ -99,18 +104,32 @@ impl Debug for Room {
             sums,
             work_requests: _,
             bytes: _,
+            stage,
         } = self;
         (spec.key, cached, src, landing, told, remote, pieces, jobs).fmt(f)?;
         (all_produced, sealed, cuts, numbers, parts, undone).fmt(f)?;
-        (outstanding, started, dirty, retries, ending, sums).fmt(f)
+        (outstanding, started, dirty, retries, ending, sums, stage).fmt(f)
     }
 }
 
 /// Its plans follow from the room's pages and pieces.
 impl Debug for Part {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        let Self { feed, wire, number, plans: _, window, cursor, bytes: _, seal, aux, state, home, acked } =
-            self;
-        (feed, wire, number, window, cursor, seal, aux, state, home, acked).fmt(f)
+        let Self {
+            feed,
+            wire,
+            number,
+            plans: _,
+            window,
+            cursor,
+            bytes: _,
+            seal,
+            aux,
+            state,
+            home,
+            acked,
+            stage,
+        } = self;
+        (feed, wire, number, window, cursor, seal, aux, state, home, acked, stage).fmt(f)
     }
 }

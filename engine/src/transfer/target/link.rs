@@ -30,6 +30,8 @@ pub(super) struct Link {
     pub rooms: Vec<u32>,
     /// Receives that a room needs, by DP group of this side and port.
     pub needs: Vec<Vec<u32>>,
+    /// Staging slots that a room has for each sender to a rank; 0: everything goes directly.
+    pub stage_window: u32,
     /// The same with all queue pairs connected.
     pub whole_needs: Vec<Vec<u32>>,
     /// Rises with every free by fence.
@@ -52,6 +54,7 @@ impl Link {
             qps: Vec::new(),
             rooms: Vec::new(),
             needs: Vec::new(),
+            stage_window: 0,
             whole_needs: Vec::new(),
             fence_epoch: 1,
             state: State::Down,
@@ -82,6 +85,7 @@ impl Link {
             urged,
             offered,
             usable,
+            stage_window: _,
         } = self;
         (qps, rooms, needs, fence_epoch, state, offer, urged, offered, usable).fmt(f)
     }
@@ -239,6 +243,7 @@ impl Target {
                 self.release(cx, index);
             } else if room.state == RoomState::Success {
                 room.fenced = true;
+                self.free_stage(index);
             }
         }
     }

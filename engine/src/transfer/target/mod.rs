@@ -14,11 +14,13 @@ mod pull;
 mod push;
 mod room;
 mod show;
+mod stage;
 
 use super::config::TransferConfig;
 use super::end::{End, EndHeld, EndStats, RoomState, has_failed};
 use super::memory::InstanceMemory;
 use super::news::News;
+use super::pages::PagePool;
 use super::pairing::Pairing;
 use super::tombstones::Tombstones;
 use super::wire::{Immediate, MAX_SOURCES};
@@ -33,6 +35,7 @@ use crate::timers::Timers;
 use link::Link;
 use room::Room;
 pub use room::TargetRoom;
+use stage::Scatter;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -72,6 +75,12 @@ pub struct Target {
     news: VecDeque<News>,
     lease_until: Time,
     stats: EndStats,
+    /// Staging slots by DP group; none without staging.
+    stage: Vec<PagePool>,
+    /// Parts on their way from their slots to their pages, by the number of the copy.
+    scatters: Vec<Option<Scatter>>,
+    /// Rooms whose senders wait for word of that.
+    untold: Vec<u32>,
     /// When a link may have queue pairs back that it lacks.
     recheck: Time,
 }
@@ -105,7 +114,17 @@ impl Target {
             ports.push(PortReceives { srq, cq, posted: 0, promised: 0, next: 0, health: Health::default() });
         }
         let slots = config.slots.min(Immediate::SLOTS);
+        let stage = match memory.staging() {
+            // The pool's page 0 is nobody's.
+            Some(staging) => (0..memory.layout().parallel().dp.max(1))
+                .map(|_| PagePool::new(staging.slots.saturating_add(1), false))
+                .collect(),
+            None => Vec::new(),
+        };
         Ok(Self {
+            stage,
+            scatters: Vec::new(),
+            untold: Vec::new(),
             memory,
             ports,
             links: BTreeMap::new(),
@@ -136,7 +155,8 @@ impl Target {
         let mut link = Link::new(pairing);
         match self.config.direction {
             Direction::Push => {
-                link.needs = self.needs(&link);
+                link.stage_window = self.stage_window(&link);
+                link.needs = self.needs(&link, link.stage_window);
                 link.whole_needs = link.needs.clone();
             }
             Direction::Pull => link.rooms = self.rooms_with(peer),
@@ -219,7 +239,8 @@ impl End for Target {
     fn held(&self) -> EndHeld {
         EndHeld {
             rooms: self.by_key.len() as u64,
-            slots: (self.slots.len() - self.free_slots.len()) as u64,
+            slots: (self.slots.len() - self.free_slots.len()) as u64
+                + self.stage.iter().map(|pool| u64::from(pool.used())).sum::<u64>(),
             timers: self.timers.len() as u64,
             queue_pairs: self.links.values().map(|link| link.qps.len() as u64).sum(),
             receives: self.ports.iter().map(|port| u64::from(port.promised)).sum(),
@@ -258,6 +279,7 @@ impl End for Target {
         if self.config.rules.receive_credits {
             self.refill(cx.fabric);
         }
+        self.tell_scattered(cx);
     }
 
     fn event(&mut self, cx: &mut Cx<'_>, event: Event) {
@@ -277,6 +299,7 @@ impl End for Target {
                     self.offer(cx, peer);
                 }
             }
+            Event::Copied(id) => self.copied(cx, id),
             Event::PortDown(port) => self.port_down(cx, port),
             Event::PortUp(port) => self.port_up(cx.now, port),
             Event::SrqLimit(_) | Event::LastWqeReached(_) => {}

@@ -52,6 +52,13 @@ pub(super) struct Source {
     /// Immediates counted, for the rule that is switched off.
     pub count: u16,
     pub seal: Option<u16>,
+    /// Staged parts that were seen and are not in their pages yet.
+    pub copying: u16,
+    /// Staged parts that are, from the first one on without a gap; and those behind a gap.
+    pub scattered: u32,
+    pub late: Vec<u32>,
+    /// How many of them the sender wants to be told of, and was not.
+    pub asked: Vec<u32>,
     /// The checksum that came with the seal.
     pub sum: u64,
     pub done: bool,
@@ -59,7 +66,34 @@ pub(super) struct Source {
 
 impl Source {
     pub(super) fn new(rank: Rank) -> Self {
-        Self { rank, seen: PartSet::default(), count: 0, seal: None, sum: 0, done: false }
+        Self {
+            rank,
+            seen: PartSet::default(),
+            count: 0,
+            seal: None,
+            sum: 0,
+            copying: 0,
+            scattered: 0,
+            late: Vec::new(),
+            asked: Vec::new(),
+            done: false,
+        }
+    }
+
+    /// A staged part is in its pages, and its sender may want to know. Whether it is to be told now: not before those in front of it, which may
+    /// come on another queue pair, are there too.
+    pub(super) fn scattered(&mut self, sequence: u32, tell: bool) -> bool {
+        self.late.push(sequence);
+        if tell {
+            self.asked.push(sequence.saturating_add(1));
+        }
+        while let Some(at) = self.late.iter().position(|late| *late == self.scattered) {
+            self.late.swap_remove(at);
+            self.scattered += 1;
+        }
+        let (before, scattered) = (self.asked.len(), self.scattered);
+        self.asked.retain(|asked| *asked > scattered);
+        self.asked.len() < before
     }
 }
 
@@ -70,6 +104,26 @@ mod tests {
     use std::collections::BTreeSet;
 
     proptest! {
+        /// Whatever the order in which parts come: all of them are counted in the end, and whoever asked was told when his were there.
+        #[test]
+        fn parts_behind_a_gap_count_when_it_is_filled(
+            order in Just((0u32..20).collect::<Vec<_>>()).prop_shuffle(), asks in proptest::collection::vec(any::<bool>(), 20),
+        ) {
+            let mut source = Source::new(Rank(0));
+            let mut there = BTreeSet::new();
+            let mut told = 0;
+            for part in order {
+                there.insert(part);
+                let tell = source.scattered(part, asks[part as usize]);
+                let whole = (0..).take_while(|part| there.contains(part)).count() as u32;
+                prop_assert_eq!(source.scattered, whole);
+                let asked = (told..whole).any(|part| asks[part as usize]);
+                prop_assert_eq!(tell, asked);
+                told = if tell { whole } else { told };
+            }
+            prop_assert_eq!(source.scattered, 20);
+        }
+
         #[test]
         fn is_a_set(parts in proptest::collection::vec(0u16..300, 0..80)) {
             let (mut set, mut want) = (PartSet::default(), BTreeSet::new());

@@ -7,6 +7,7 @@ use super::super::wire::{AUX_BYTES, Immediate, SEAL_BYTES, SLOT_BYTES, Seal};
 use super::link::Link;
 use super::parts::Source;
 use super::room::{Room, State};
+use super::stage::Spot;
 use super::{PortReceives, Target, TargetRoom};
 use crate::fabric::{Completion, Opcode};
 use crate::id::InstanceId;
@@ -28,7 +29,7 @@ impl Target {
     }
 
     /// Receives that a room of a link needs, by DP group of this side and port.
-    pub(super) fn needs(&self, link: &Link) -> Vec<Vec<u32>> {
+    pub(super) fn needs(&self, link: &Link, stage_window: u32) -> Vec<Vec<u32>> {
         let (_, per_rail) = self.credits();
         let groups = self.memory.layout().parallel().dp as u16;
         let (pairing, rails) = (&link.pairing, link.pairing.rails);
@@ -45,11 +46,12 @@ impl Target {
                     let port = |rail: u16| pairing.wires[base + usize::from(rail)].dst_port.index();
                     match self.config.rail_policy.spread(feed.nth, rails) {
                         Spread::All(homes) => homes.for_each(|home| {
-                            need[port(link.usable.carrier(base, rails, home))] += u32::from(per_rail);
+                            need[port(link.usable.carrier(base, rails, home))] +=
+                                u32::from(per_rail) + stage_window;
                         }),
                         Spread::One => (0..rails)
                             .filter(|rail| link.usable.has(base + usize::from(*rail)))
-                            .for_each(|rail| need[port(rail)] = u32::from(per_rail)),
+                            .for_each(|rail| need[port(rail)] = u32::from(per_rail) + stage_window),
                     }
                     most.iter_mut().zip(need).for_each(|(most, need)| *most = need.max(*most));
                 }
@@ -66,7 +68,7 @@ impl Target {
         let Some(link) = self.links.get(&peer).filter(|_| self.config.direction == Direction::Push) else {
             return;
         };
-        let needs = self.needs(link);
+        let needs = self.needs(link, link.stage_window);
         if needs == link.needs {
             return;
         }
@@ -114,7 +116,10 @@ impl Target {
     pub fn can_open(&self, peer: InstanceId, group: u16) -> bool {
         let Some(needs) = self.needs_of(peer, group) else { return false };
         let depth = self.config.receive_depth;
+        let need = self.links.get(&peer).map_or(0, Self::stage_need);
+        let pool = self.stage.get(usize::from(group));
         !self.free_slots.is_empty()
+            && (need == 0 || pool.is_some_and(|pool| need <= pool.free()))
             && self.ports.iter().zip(needs).all(|(port, need)| port.promised.saturating_add(*need) <= depth)
     }
 
@@ -159,7 +164,12 @@ impl Target {
         let sources = |feeds| pairing.feeds[named(feeds)].iter().map(|feed| Source::new(feed.src)).collect();
         let ranks: Vec<Vec<Source>> = pairing.feeds_of.iter().map(sources).collect();
         let generation = self.slots[usize::from(slot)].0;
+        let need = Self::stage_need(link);
+        let stage = self.take_stage(spec.group, need);
+        let table_of = if stage.is_empty() { PageTable::default() } else { table.clone() };
         let room = Room {
+            stage,
+            table: table_of,
             undone: ranks.iter().map(|sources| sources.len() as u32).sum(),
             slot,
             generation,
@@ -185,6 +195,7 @@ impl Target {
         let (credits, _) = self.credits();
         if let Some(index) = self.by_key.get(key).copied() {
             self.list(index, table, credits);
+            self.say_scattered(key);
         }
     }
 
@@ -208,8 +219,8 @@ impl Target {
         let (src, dst) = (feed.src, feed.dst);
         let rules = self.config.rules;
         let index = self.slots.get(usize::from(imm.slot)).and_then(|(_, room)| *room);
-        let room = index.and_then(|index| self.rooms[index as usize].as_mut());
-        let right = |room: &&mut Room| {
+        let room = index.and_then(|index| self.rooms[index as usize].as_ref());
+        let right = |room: &&Room| {
             (!rules.slot_generation || room.generation == imm.generation)
                 && (!rules.sender_check || room.spec.peer == peer && room.spec.group == ends.dst_group)
         };
@@ -217,28 +228,57 @@ impl Target {
             self.stats.stale_immediates += 1;
             return;
         };
-        if let Some(left) = room.promised.get_mut(port).filter(|left| **left > 0) {
+        let sources = room.ranks.get(dst.index());
+        let source = sources.and_then(|sources| sources.iter().position(|source| source.rank == src));
+        let staged = source.filter(|_| !room.stage.is_empty()).and_then(|source| {
+            let spot = Spot { dst, world: ends.dst, feed: usize::from(ends.feed), source };
+            let room = self.rooms[index as usize].as_ref()?;
+            let (header, slot) = self.staged(cx, room, &link.pairing, spot, imm.part)?;
+            Some((spot, header, slot))
+        });
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        // A staged part's receive stays promised: it is posted anew before its slot is given back.
+        if staged.is_none()
+            && let Some(left) = room.promised.get_mut(port).filter(|left| **left > 0)
+        {
             *left -= 1;
             self.ports[port].promised -= 1;
         }
-        let sources = room.ranks.get_mut(dst.index());
-        let Some(source) = sources.and_then(|sources| sources.iter_mut().find(|source| source.rank == src))
-        else {
+        let Some(at) = source else {
             self.stats.stale_immediates += 1;
             return;
         };
+        let source = &mut room.ranks[dst.index()][at];
         source.count = source.count.saturating_add(1);
-        if !source.seen.insert(imm.part) {
+        let new = source.seen.insert(imm.part);
+        if !new {
             self.stats.repeated_parts += 1;
         }
         if source.done || room.state != State::Live {
             return;
         }
+        match staged {
+            Some((spot, header, slot)) if new => self.scatter(cx, index, spot, &header, slot),
+            // It is on its way to its pages, or there.
+            Some(_) => {}
+            None => self.look(cx, index, Spot { dst, world: ends.dst, feed: ends.feed.into(), source: at }),
+        }
+    }
+
+    /// Whether everything of a source is in, and so perhaps everything of the room.
+    pub(super) fn look(&mut self, cx: &mut Cx<'_>, index: u32, spot: Spot) {
+        let Spot { dst, world, feed, source: at } = spot;
+        let rules = self.config.rules;
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        let source = &mut room.ranks[dst.index()][at];
+        if source.done {
+            return;
+        }
         if source.seal.is_none() {
-            let memory = &self.memory.ranks[ends.dst.index()];
-            let at = u64::from(room.slot) * SLOT_BYTES + AUX_BYTES + u64::from(src.0) * SEAL_BYTES;
+            let memory = &self.memory.ranks[world.index()];
+            let cell = u64::from(room.slot) * SLOT_BYTES + AUX_BYTES + u64::from(source.rank.0) * SEAL_BYTES;
             let mut bytes = [0; SEAL_BYTES as usize];
-            if cx.fabric.read(memory.aux.buf, at, &mut bytes).is_ok() {
+            if cx.fabric.read(memory.aux.buf, cell, &mut bytes).is_ok() {
                 let key = if rules.seals_name_rooms { room.spec.key } else { Seal::key_in(&bytes) };
                 if let Some(seal) = Seal::from_bytes(&bytes, key) {
                     (source.seal, source.sum) = (Some(seal.parts), seal.sum);
@@ -246,6 +286,7 @@ impl Target {
             }
         }
         let complete = match source.seal {
+            _ if source.copying > 0 => false,
             _ if !rules.seals => true,
             Some(parts) if rules.parts_are_a_set => source.seen.is_all_of(parts),
             Some(parts) => source.count >= parts,
@@ -253,8 +294,8 @@ impl Target {
         };
         if complete {
             if self.config.checksums && rules.checksums_compared {
-                let (side, tokens, layers) = (Side::Target(ends.dst), 0..room.spec.tokens, 0..u32::MAX);
-                let (pairing, feed) = (&link.pairing, usize::from(ends.feed));
+                let (side, tokens, layers) = (Side::Target(world), 0..room.spec.tokens, 0..u32::MAX);
+                let Some(pairing) = self.links.get(&room.spec.peer).map(|link| &link.pairing) else { return };
                 let range = (&tokens, &layers);
                 let sum = of_feed(cx.fabric, &self.memory, pairing, feed, side, &room.pages, range);
                 if sum.map(fold) != Ok(source.sum) {
@@ -297,6 +338,7 @@ impl Target {
         self.unpromise(index);
         self.timers.cancel(key);
         self.news.push_back(News::Success(key));
+        self.free_stage(index);
     }
 
     /// Returns what is left of a room's promised receives.

@@ -6,7 +6,7 @@ use super::super::pages::PageTable;
 use super::Target;
 use super::parts::Source;
 use super::pull::Shown;
-use crate::id::{InstanceId, RequestId};
+use crate::id::{InstanceId, Page, RequestId};
 use crate::node::{Cx, Reason};
 use crate::policy::Direction;
 use crate::registry::{LiveRoom, Message, PageList, PageRun, Report, RoomKey};
@@ -57,6 +57,12 @@ pub(super) struct Room {
     pub promised: Vec<u32>,
     /// Pull: what is there to read.
     pub shown: Shown,
+    /// Staging: its slots, this side's pages to scatter to, and copies under way.
+    pub stage: Vec<u32>,
+    pub table: PageTable,
+    pub copies: u32,
+    /// It is released when these are over.
+    pub leaving: bool,
     /// Push, with checksums: the pages to sum up.
     pub pages: PageTable,
 }
@@ -78,9 +84,20 @@ impl Room {
             fenced: false,
             promised: Vec::new(),
             shown: Shown::default(),
+            stage: Vec::new(),
+            table: PageTable::default(),
+            copies: 0,
+            leaving: false,
             pages: PageTable::default(),
         }
     }
+}
+
+/// Slots as runs.
+fn runs_of(slots: &[u32]) -> Vec<PageRun> {
+    let mut table = PageTable::default();
+    slots.iter().for_each(|slot| table.push(PageRun { first: Page(*slot), count: 1 }));
+    table.runs().to_vec()
 }
 
 impl Room {
@@ -149,6 +166,7 @@ impl Target {
                 offset,
                 total: table.len(),
                 pages,
+                stage: if offset == 0 { runs_of(&room.stage) } else { Vec::new() },
             };
             offset += count;
             self.news.push_back(News::Tell(Message::Publish(list)));
@@ -194,7 +212,10 @@ impl Target {
                 self.timers.arm(key, cx.now + deadline);
             }
             State::Live => self.fail(cx, key, Reason::Transfer, false),
-            State::Success | State::Failed => self.try_release(cx, index),
+            State::Success | State::Failed => {
+                self.free_stage(index);
+                self.try_release(cx, index);
+            }
         }
     }
 
@@ -260,6 +281,15 @@ impl Target {
     /// Gives everything of a room back.
     pub(super) fn release(&mut self, cx: &mut Cx<'_>, index: u32) {
         self.unpromise(index);
+        if let Some(room) = self.rooms[index as usize].as_mut()
+            && room.copies > 0
+        {
+            // Copies of this side still write to its pages.
+            room.leaving = true;
+            self.timers.cancel(room.spec.key);
+            return;
+        }
+        self.give_stage(index);
         let Some(room) = self.rooms[index as usize].take() else { return };
         let key = room.spec.key;
         if let Some((generation, owner)) = self.slots.get_mut(usize::from(room.slot)) {

@@ -27,6 +27,9 @@ impl Debug for Target {
             lease_until,
             stats: _,
             recheck,
+            stage,
+            scatters,
+            untold,
         } = self;
         let timed = rooms.iter().flatten().map(|room| timers.get(room.spec.key));
         f.debug_struct("Target")
@@ -43,6 +46,9 @@ impl Debug for Target {
             .field("news", news)
             .field("lease_until", lease_until)
             .field("recheck", recheck)
+            .field("stage", stage)
+            .field("scatters", scatters)
+            .field("untold", untold)
             .finish_non_exhaustive()
     }
 }

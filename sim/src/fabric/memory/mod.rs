@@ -230,6 +230,26 @@ impl Memory {
         })
     }
 
+    /// Bytes of a buffer.
+    pub(crate) fn len(&self, buf: BufId) -> Result<u64> {
+        self.get(buf).map(|buffer| buffer.grid.len())
+    }
+
+    /// Copies pieces from one buffer to another; where one of them is gone there is nobody to miss the bytes.
+    pub(crate) fn copy_within(
+        &mut self,
+        from: (u32, Block),
+        to: (u32, Block),
+        lanes: u64,
+        len: u64,
+        count: u64,
+    ) {
+        let there = |buf: u32| self.buffers.get(buf as usize).is_some_and(Option::is_some);
+        if there(from.0) && there(to.0) {
+            within(self, from, to, lanes, len, count);
+        }
+    }
+
     pub(crate) fn checksum(&self, buf: BufId, place: &Extent, units: Units) -> Result<u64> {
         let buffer = self.get(buf)?;
         place.check(&buffer.grid)?;
