@@ -124,7 +124,7 @@ impl Cell<'_> {
         let held = [self.prefill.held(), self.decode.held()];
         for side in Side::BOTH {
             let (node, held) = (&self.nodes[side as usize], held[side as usize]);
-            let (pages, waiting) = (node.pool.used(), node.waiting().len());
+            let (pages, waiting) = (node.pool.used(), node.waiting.len());
             let clean =
                 held.rooms + held.slots + held.timers + held.receives == 0 && pages == 0 && waiting == 0;
             let ended = (0..ROOMS).filter(|room| node.assigned[*room] && node.phase[*room] != Phase::Nowhere);

@@ -27,8 +27,10 @@
 //! is not stored but made again from the steps that lead to it. Steps on different hosts that commute lead to the same state and
 //! cost an edge each, but no state.
 
+mod act;
 mod cell;
 mod check;
+mod nodes;
 mod scope;
 mod search;
 mod state;

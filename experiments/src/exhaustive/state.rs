@@ -15,7 +15,7 @@ impl Cell<'_> {
         // Writing to memory does not fail, here and below.
         let _ = write!(buffer, "{:?}{:?}", self.prefill, self.decode);
         for node in &self.nodes {
-            let rooms = (node.phase, node.assigned, node.ended, node.waiting(), node.lease_over, node.dead);
+            let rooms = (node.phase, node.assigned, node.ended, &node.waiting, node.lease_over, node.dead);
             let _ = write!(buffer, "{rooms:?}{:?}{:?}{:?}", node.inbox, node.late, node.events);
         }
         let rest = (self.created, self.paused, self.left, self.undisturbed);

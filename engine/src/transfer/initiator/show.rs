@@ -74,7 +74,33 @@ impl Debug for PortQueue {
 
 impl Debug for Link {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        self.show(f)
+        let Self {
+            facts: _,
+            pairing: _,
+            wires,
+            rooms,
+            outstanding,
+            state,
+            heard,
+            accepted,
+            fence_epoch,
+            live,
+            pending,
+            asked,
+            used: _,
+            served,
+            yielding,
+            wanted,
+            renewing,
+            usable,
+            offered,
+            paths,
+            path_of: _,
+            banned,
+        } = self;
+        (wires, rooms, outstanding, state, heard, accepted, fence_epoch, live).fmt(f)?;
+        (pending, asked, served, yielding, wanted, renewing, usable, offered).fmt(f)?;
+        (paths, banned).fmt(f)
     }
 }
 
