@@ -9,6 +9,7 @@ pub mod build;
 pub mod cli;
 pub mod compute;
 pub mod doctor;
+pub mod exhaustive;
 pub mod explore;
 pub mod nic;
 pub mod own;

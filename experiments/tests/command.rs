@@ -375,3 +375,33 @@ fn explorations_that_cannot_be_are_refused() {
     refused(&["explore", "--time", "5"], &["5"]);
     refused(&["explore", "--mistakes", "--show"], &["--show"]);
 }
+
+#[test]
+fn a_walk_of_every_order_says_what_it_saw() {
+    let output = kvrail(&["explore", "--exhaustive", "--scope", "fault-free"]);
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(table.contains("complete, nothing breaks"), "{table}");
+
+    let bounded = kvrail(&["explore", "--exhaustive", "--scope", "deadlines", "--states", "500"]);
+    assert!(String::from_utf8_lossy(&bounded.stdout).contains("not complete"));
+
+    let output =
+        kvrail(&["explore", "--exhaustive", "--scope", "deadlines", "--without", "fence_before_free"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    for part in [
+        "data lands in pages",
+        "7 steps lead there",
+        "  1 the router creates a room",
+        "a deadline of room 1 passes",
+    ] {
+        assert!(error.contains(part), "{error} lacks {part}");
+    }
+
+    let walk = ["explore", "--exhaustive"];
+    refused(&[&walk[..], &["--scope", "deadline"]].concat(), &["deadline", "did you mean `deadlines`?"]);
+    refused(&[&walk[..], &["--without", "seal"]].concat(), &["seal", "did you mean `seals`?"]);
+    refused(&[&walk[..], &["--states", "0"]].concat(), &["0"]);
+    refused(&["explore", "--scope", "deadlines"], &["--exhaustive"]);
+}

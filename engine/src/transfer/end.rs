@@ -2,8 +2,8 @@
 
 use super::memory::InstanceMemory;
 use super::news::News;
-use crate::fabric::{Completion, Error, Event, Fabric};
-use crate::id::{InstanceId, RequestId};
+use crate::fabric::{Completion, Error, Event, Fabric, QpState};
+use crate::id::{InstanceId, QpId, RequestId};
 use crate::node::{Cx, Reason};
 use crate::registry::{LinkBody, RoomKey};
 use crate::time::Time;
@@ -57,6 +57,12 @@ pub enum RoomState {
     Failed,
 }
 
+/// Whether the event that a queue pair failed is about what it is now. Completions may say so first, and it may be connected anew before the
+/// event is heard: a link that works must not be broken for it, and its rooms not lose one of their tries.
+pub(super) fn has_failed(fabric: &dyn Fabric, qp: QpId) -> bool {
+    !matches!(fabric.qp_state(qp), Ok(QpState::Init | QpState::Rtr | QpState::Rts))
+}
+
 /// One end of the links of an instance: the [`super::Initiator`] of its requests, or their [`super::Target`].
 pub trait End {
     /// The pools.
@@ -69,6 +75,11 @@ pub trait End {
     fn deadline(&self) -> Option<Time>;
     /// Deadlines that passed.
     fn wake(&mut self, cx: &mut Cx<'_>);
+    /// Whether a deadline of a room is to come.
+    fn is_timed(&self, key: &RoomKey) -> bool;
+    /// The deadline of this room passes now, whatever the clock says, and no other does. For an explorer of every order: how far apart
+    /// deadlines are is a matter of configuration, and nothing may be lost whichever passes first. False if there is none.
+    fn expire(&mut self, cx: &mut Cx<'_>, key: RoomKey) -> bool;
     /// Completions that the driver polled.
     fn completions(&mut self, cx: &mut Cx<'_>, batch: &[Completion]);
     /// An asynchronous event.

@@ -6,7 +6,7 @@ use crate::time::{Span, Time};
 use std::collections::VecDeque;
 
 /// Rooms that ended here within the last `keep`, and how.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Tombstones<V> {
     keep: Span,
     rooms: Map<RoomKey, V>,
@@ -31,5 +31,14 @@ impl<V> Tombstones<V> {
     /// How it ended here, if it did.
     pub(crate) fn get(&self, key: &RoomKey) -> Option<&V> {
         self.rooms.get(key)
+    }
+}
+
+/// Which rooms and how they ended: when is not told.
+impl<V: std::fmt::Debug> std::fmt::Debug for Tombstones<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut keys: Vec<&RoomKey> = self.queue.iter().map(|(_, key)| key).collect();
+        keys.sort_unstable();
+        f.debug_map().entries(keys.into_iter().map(|key| (key, self.rooms.get(key)))).finish()
     }
 }

@@ -14,6 +14,7 @@ use clap::Args;
 use engine::transfer::Rules;
 use models::Picos;
 
+use super::exhaustive::{self, ExhaustiveArgs};
 use super::{Failure, interrupt, print, status};
 use crate::build::RunError;
 use crate::explore::{self, Counts, Options, Report, Size, coverage, shrink};
@@ -25,7 +26,8 @@ use crate::spec::nearest;
     after_help = "Each seed is a random cluster, layout, load, set of policies and schedule of faults. What a seed does depends on nothing \
 but the seed.\nA case that breaks a law is shrunk and written as an experiment that `kvrail run` replays. Exit status 1 if a law was broken.\n\n\
 Examples:\n  kvrail explore --seeds 20000\n  kvrail explore --time 10min --keep-going --csv coverage.csv\n  \
-kvrail explore --from 4711 --seeds 1 --show\n  kvrail explore --mistake fence_before_free --seeds 2000\n  kvrail explore --mistakes --seeds 2000"
+kvrail explore --from 4711 --seeds 1 --show\n  kvrail explore --mistake fence_before_free --seeds 2000\n  kvrail explore --mistakes --seeds 2000\n  \
+kvrail explore --exhaustive --states 1000000\n  kvrail explore --exhaustive --scope reorder --without fence_epoch"
 )]
 pub(super) struct ExploreArgs {
     /// How many seeds
@@ -67,9 +69,14 @@ pub(super) struct ExploreArgs {
     /// Only errors, and what was found
     #[arg(long)]
     quiet: bool,
+    #[command(flatten)]
+    exhaustive: ExhaustiveArgs,
 }
 
 pub(super) fn explore(args: &ExploreArgs) -> Result<(), Failure> {
+    if args.exhaustive.exhaustive {
+        return exhaustive::exhaustive(&args.exhaustive, threads(args), args.quiet);
+    }
     for name in &args.mistake {
         if Rules::by_name(name).is_none() {
             let meant = nearest(name, Rules::NAMES.iter().copied());
@@ -145,16 +152,17 @@ impl Clock {
     }
 }
 
+fn threads(args: &ExploreArgs) -> usize {
+    let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+    args.threads.map_or_else(processors, |threads| threads as usize)
+}
+
 /// Explores, with a line that says how far it is.
 fn run(args: &ExploreArgs, without: &[String], clock: &Clock) -> Report {
-    let threads = args.threads.map_or_else(
-        || std::thread::available_parallelism().map_or(1, usize::from),
-        |threads| threads as usize,
-    );
     let options = Options {
         from: args.from,
         seeds: args.seeds,
-        threads,
+        threads: threads(args),
         keep_going: args.keep_going,
         without: without.to_vec(),
     };

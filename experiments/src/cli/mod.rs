@@ -5,6 +5,7 @@
 
 mod check;
 mod doctor;
+mod exhaustive;
 mod explore;
 mod flows;
 mod interrupt;

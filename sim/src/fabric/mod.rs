@@ -35,11 +35,13 @@ mod post;
 mod qp;
 mod remains;
 mod serve;
+mod steps;
 
 pub use copy::CopyCosts;
 pub use counters::{Counters, Objects};
 pub use host::SimFabric;
 pub use mistakes::Mistakes;
+pub use steps::Lane;
 
 use crate::net::{Fluid, Network, Topology};
 use crate::nic::NicProfile;

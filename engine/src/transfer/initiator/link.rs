@@ -46,7 +46,7 @@ pub(super) struct LinkWire {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     /// Not connected, or broken.
     Down,
     /// Answered; the target has not said ready.
@@ -57,7 +57,7 @@ enum State {
 
 /// An offer not yet answered.
 #[derive(Clone, Debug)]
-struct Offer {
+pub(super) struct Offer {
     number: u32,
     fence_epoch: u32,
     reads: u8,
@@ -66,7 +66,7 @@ struct Offer {
 }
 
 /// All queue pairs to one target.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Link {
     pub facts: Arc<Facts>,
     pub pairing: Arc<Pairing>,
@@ -74,23 +74,23 @@ pub(super) struct Link {
     pub rooms: Vec<u32>,
     /// Slices posted and not completed.
     pub outstanding: u64,
-    state: State,
+    pub(super) state: State,
     /// Newest offer heard of, and the one accepted.
-    heard: u32,
-    accepted: u32,
-    fence_epoch: u32,
-    live: Vec<RoomKey>,
-    pending: Option<Offer>,
+    pub(super) heard: u32,
+    pub(super) accepted: u32,
+    pub(super) fence_epoch: u32,
+    pub(super) live: Vec<RoomKey>,
+    pub(super) pending: Option<Offer>,
     /// An offer was asked for, and neither it nor a refusal has come.
-    asked: bool,
+    pub(super) asked: bool,
     /// When a room of it last began or ended, by count.
-    used: u64,
+    pub(super) used: u64,
     /// Whether a part completed since it came up.
-    served: bool,
+    pub(super) served: bool,
     /// Others wait for its queue pairs: no new part is posted, and it closes when those begun are through.
     pub yielding: bool,
     /// The target has asked for that.
-    wanted: bool,
+    pub(super) wanted: bool,
     /// It makes way for a connection of itself that has more queue pairs.
     pub(super) renewing: bool,
     /// Queue pairs that are connected, and those that the target offered.
@@ -100,7 +100,7 @@ pub(super) struct Link {
     pub(super) paths: Vec<Path>,
     pub(super) path_of: Vec<u16>,
     /// Only where [`super::super::Rules::links_recover`] is off: it failed once.
-    banned: bool,
+    pub(super) banned: bool,
 }
 
 impl Link {

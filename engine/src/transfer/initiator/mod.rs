@@ -16,10 +16,11 @@ mod paths;
 mod post;
 mod pull;
 mod room;
+mod show;
 mod stage;
 
 use super::config::TransferConfig;
-use super::end::{End, EndHeld, EndStats, RoomState};
+use super::end::{End, EndHeld, EndStats, RoomState, has_failed};
 use super::memory::InstanceMemory;
 use super::news::News;
 use super::pairing::Pairing;
@@ -268,6 +269,18 @@ impl End for Initiator {
         self.feed_starved(cx);
     }
 
+    fn is_timed(&self, key: &RoomKey) -> bool {
+        self.timers.get(*key).is_some()
+    }
+
+    fn expire(&mut self, cx: &mut Cx<'_>, key: RoomKey) -> bool {
+        let armed = self.timers.cancel(key);
+        if armed {
+            self.fail(cx, key, Reason::Deadline, true);
+        }
+        armed
+    }
+
     fn completions(&mut self, cx: &mut Cx<'_>, batch: &[Completion]) {
         for completion in batch {
             self.completed(cx, completion);
@@ -279,7 +292,9 @@ impl End for Initiator {
     fn event(&mut self, cx: &mut Cx<'_>, event: Event) {
         match event {
             Event::QpFatal(qp) => {
-                if let Some(&(peer, _)) = self.qps.get(&qp) {
+                if let Some(&(peer, _)) = self.qps.get(&qp)
+                    && has_failed(cx.fabric, qp)
+                {
                     self.broken(cx, peer, true);
                 }
             }

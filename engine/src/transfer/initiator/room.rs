@@ -40,7 +40,7 @@ pub(super) enum PartState {
 }
 
 /// All requests of one (piece, source rank, destination rank) on one queue pair.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Part {
     pub feed: u16,
     /// The rail that it was cut for, and the queue pair that carries it: another rail's where that one is left out.
@@ -71,7 +71,7 @@ impl Part {
 }
 
 /// A room at the initiator.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Room {
     pub spec: InitiatorRoom,
     pub cached: u32,

@@ -23,7 +23,7 @@ enum State {
 }
 
 /// All queue pairs to one initiator.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Link {
     pub pairing: Arc<Pairing>,
     pub qps: Vec<QpId>,
@@ -69,7 +69,26 @@ impl Link {
     pub(super) fn may_be_used(&self) -> bool {
         self.state != State::Down
     }
-    /// Whether it is connected, and the initiator may post.
+    /// What of it changes, see [`super::show`].
+    pub(super) fn show(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use std::fmt::Debug as _;
+        let Self {
+            pairing: _,
+            qps,
+            rooms,
+            needs,
+            whole_needs: _,
+            fence_epoch,
+            state,
+            offer,
+            used: _,
+            urged,
+            offered,
+            usable,
+            stage_window: _,
+        } = self;
+        (qps, rooms, needs, fence_epoch, state, offer, urged, offered, usable).fmt(f)
+    }
     pub(super) fn is_up(&self) -> bool {
         self.state == State::Up
     }

@@ -13,10 +13,11 @@ mod paths;
 mod pull;
 mod push;
 mod room;
+mod show;
 mod stage;
 
 use super::config::TransferConfig;
-use super::end::{End, EndHeld, EndStats, RoomState};
+use super::end::{End, EndHeld, EndStats, RoomState, has_failed};
 use super::memory::InstanceMemory;
 use super::news::News;
 use super::pages::PagePool;
@@ -256,6 +257,21 @@ impl End for Target {
         }
     }
 
+    fn is_timed(&self, key: &RoomKey) -> bool {
+        self.timers.get(*key).is_some()
+    }
+
+    fn expire(&mut self, cx: &mut Cx<'_>, key: RoomKey) -> bool {
+        let armed = self.timers.cancel(key);
+        if armed {
+            self.expired(cx, key);
+            if !self.config.rules.receive_credits {
+                self.refill(cx.fabric);
+            }
+        }
+        armed
+    }
+
     fn completions(&mut self, cx: &mut Cx<'_>, batch: &[Completion]) {
         for completion in batch {
             self.received(cx, completion);
@@ -269,7 +285,9 @@ impl End for Target {
     fn event(&mut self, cx: &mut Cx<'_>, event: Event) {
         match event {
             Event::QpFatal(qp) => {
-                if let Some(&(peer, _)) = self.qps.get(&qp) {
+                if let Some(&(peer, _)) = self.qps.get(&qp)
+                    && has_failed(cx.fabric, qp)
+                {
                     self.offer(cx, peer);
                 }
             }

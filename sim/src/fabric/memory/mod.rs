@@ -137,6 +137,16 @@ impl Memory {
         self.rkeys = Map::default();
     }
 
+    /// Appends what its buffers hold.
+    pub(crate) fn show(&self, into: &mut Vec<u8>) {
+        for buffer in self.buffers.iter().flatten() {
+            match &buffer.store {
+                Store::Bytes(bytes) => into.extend_from_slice(bytes),
+                Store::Phantom(phantom) => into.extend(format!("{phantom:?}").into_bytes()),
+            }
+        }
+    }
+
     fn get(&self, buf: BufId) -> Result<&Buffer> {
         self.buffers.get(buf.index()).and_then(Option::as_ref).ok_or(Error::NoSuch("buffer"))
     }
