@@ -173,6 +173,7 @@ pub struct World {
     free_frames: Vec<u32>,
     out: Outbox,
     ready: Vec<Ready>,
+    settling: bool,
     records: Vec<Stamped>,
     censor: Option<Censor>,
     held_frames: VecDeque<(NodeId, NodeId, u32)>,
@@ -230,6 +231,7 @@ impl World {
             free_frames: Vec::new(),
             out: Outbox::default(),
             ready: Vec::new(),
+            settling: false,
             records: Vec::new(),
             censor: None,
             held_frames: VecDeque::new(),
@@ -414,8 +416,12 @@ impl World {
         self.now = self.now.max(until);
     }
 
-    /// Hands nodes what the fabric has ready for them. Calls of nodes come back here: what is ready is taken out first.
+    /// Hands nodes what the fabric has ready for them, one after the other. Calls of nodes come back here while it is under way: what
+    /// they made ready waits its turn, or a node whose every call makes something ready would be called without end on one stack.
     fn settle(&mut self) {
+        if std::mem::replace(&mut self.settling, true) {
+            return;
+        }
         while !self.ready.is_empty() {
             let Ready { host, what } = self.ready.remove(0);
             if let Some(node) = self.node_of[host] {
@@ -426,6 +432,7 @@ impl World {
                 self.deliver(node, input);
             }
         }
+        self.settling = false;
     }
 
     /// Gives a node an input, or puts it into the inbox while the node is busy.
