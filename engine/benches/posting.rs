@@ -8,7 +8,7 @@ use engine::fabric::verbs::post::{CHAIN, Caps, Chain, Doorbell, Ledger};
 use engine::fabric::{
     Absent, Access, Batch, Completion, Content, Endpoint, Event, Extent, Fabric, Flags, Grid, Item, Lane,
     Limits, LocalCopy, Memory, Mr, Op, Plan, Port, QpSpec, QpState, Recv, Refused, Result, Run, Sge, SrqSpec,
-    Step, WorkRequest,
+    Step, Units, WorkRequest,
 };
 use engine::id::{BufId, CopyId, CqId, LKey, MrId, PortId, QpId, RKey, SrqId, WrId};
 use ibverbs_sys as ffi;
@@ -70,6 +70,9 @@ impl Fabric for Poster {
     }
     fn holds(&self, buf: BufId, place: &Extent, what: Content) -> Result<bool> {
         self.rest.holds(buf, place, what)
+    }
+    fn checksum(&self, buf: BufId, place: &Extent, units: Units) -> Result<u64> {
+        self.rest.checksum(buf, place, units)
     }
     fn flush(&mut self, buf: BufId) -> Result<()> {
         self.rest.flush(buf)
