@@ -1,6 +1,6 @@
 //! A watcher: looks at a [`World`] after every event, and knows the laws that hold in every run.
 //!
-//! It needs nothing from the nodes but what they say of themselves ([`Held`], their rooms and pages, their records), so that scenarios,
+//! It needs nothing from the nodes but what they say of themselves ([`engine::node::Held`], their rooms and pages, their records), so that scenarios,
 //! experiments and random exploration are held to the same laws. [`Watcher::look`] costs little for an event that changed nothing: only
 //! nodes that were called are looked at.
 

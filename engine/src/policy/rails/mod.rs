@@ -24,7 +24,7 @@ pub enum RailPolicy {
     Striped,
     /// [`RoundRobin`].
     RoundRobin,
-    /// [`Hash`].
+    /// [`struct@Hash`].
     Hash,
     /// [`LeastInflight`].
     LeastInflight(LeastInflight),
