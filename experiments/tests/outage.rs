@@ -16,7 +16,7 @@ fn run(workload: &[String], faults: &str) -> RunResult {
     let mut sets = vec![
         format!("workload.limit={REQUESTS}"),
         "transfer.lease=5s".to_owned(),
-        "invariants=true".to_owned(),
+        "invariants=always".to_owned(),
         format!("faults={faults}"),
     ];
     sets.extend_from_slice(workload);
