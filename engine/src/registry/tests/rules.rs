@@ -343,6 +343,25 @@ fn who_was_given_up_before_a_restart_is_not_let_in_after_it() {
     assert_eq!(net.registry().instances().count(), 2);
 }
 
+/// Nobody named it while it could come back, so it was not told as gone to everybody; but the router acted on it.
+#[test]
+fn who_a_create_was_refused_for_is_not_let_in_later() {
+    let mut net = net();
+    let (prefill, decode) = (net.id(1), net.id(2));
+    net.registry = None;
+    net.toys[1].paused = true;
+    net.run(Span::ms(100));
+    net.restart(2);
+    net.run(Span::s(15));
+    net.toys[0].create(key(1), prefill, decode);
+    net.run(Span::ms(10));
+    assert_eq!(outcome(&net, 1), Some(Outcome::Failed(Reason::PeerGone)));
+    net.toys[1].paused = false;
+    net.run(Span::s(5));
+    assert!(net.toys[1].client.is_ended(), "{:?}", net.toys[1].events);
+    assert_eq!(net.registry().instances().count(), 2);
+}
+
 #[test]
 fn a_router_that_is_gone_leaves_no_rooms_behind() {
     let mut net = net();
