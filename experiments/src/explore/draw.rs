@@ -50,6 +50,8 @@ enum Weather {
     Short,
     /// Faults.
     Rough,
+    /// Many short faults.
+    Storm,
 }
 
 fn drawn(dice: &mut Dice, seed: u64) -> Spec {
@@ -59,12 +61,12 @@ fn drawn(dice: &mut Dice, seed: u64) -> Spec {
         Weather::Rough,
         Weather::Rough,
         Weather::Rough,
-        Weather::Rough,
-        Weather::Rough,
-        Weather::Rough,
+        Weather::Storm,
+        Weather::Storm,
+        Weather::Storm,
     ]);
     let model = dice.pick(&["tiny-gqa", "tiny-gqa-2", "tiny-mla", "tiny-mla-index"]);
-    let rough = weather == Weather::Rough;
+    let rough = weather == Weather::Rough || weather == Weather::Storm;
     let mut spec = Spec {
         name: format!("seed-{seed}"),
         seed: Some(seed),
@@ -84,11 +86,31 @@ fn drawn(dice: &mut Dice, seed: u64) -> Spec {
     };
     spec.workload.requests = load::requests(dice);
     spec.cluster = cluster(dice, model, &spec);
+    if weather == Weather::Storm {
+        stormy(dice, &mut spec);
+    }
     load::lighten(&mut spec);
     if rough {
-        spec.faults = faults::faults(dice, &spec);
+        spec.faults = faults::faults(dice, &spec, weather == Weather::Storm);
     }
     spec
+}
+
+/// What a storm meets: transfers that take long and are given up in their middle, or long generations.
+fn stormy(dice: &mut Dice, spec: &mut Spec) {
+    if dice.percent(60) {
+        let slow = [30_000_000, 100_000_000];
+        spec.cluster.link = Some(Bandwidth::from_bits_per_sec(dice.pick(&slow)));
+        spec.policy.window = WindowSpec { bytes: ByteSize(64 << 20), requests: 8192 };
+        spec.transfer.room_timeout = dice.pick(&[ms(20), ms(100)]);
+        spec.transfer.transfer_timeout = dice.pick(&[ms(3), ms(10)]);
+        spec.transfer.drain_timeout = dice.pick(&[ms(10), ms(50)]);
+        spec.transfer.ack_timeout = dice.pick(&[10, 12]);
+    } else {
+        spec.compute.scale = 1.0;
+        spec.transfer.room_timeout = dice.pick(&[ms(400), ms(2000)]);
+        spec.workload.requests.iter_mut().for_each(|request| request.output = request.output.max(10));
+    }
 }
 
 fn cluster(dice: &mut Dice, model: &str, spec: &Spec) -> ClusterSpec {

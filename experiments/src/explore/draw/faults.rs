@@ -137,6 +137,8 @@ const STATES: &[&str] = &[
     "transferring",
     "success",
     "success",
+    "success",
+    "failed",
     "failed",
     "failed",
     "failed",
@@ -198,15 +200,14 @@ fn squall(dice: &mut Dice, fault: &mut Value) {
     }
 }
 
-/// Faults in volleys: what strikes while a room fails is what strikes hardest. Every fourth case is a storm of them.
-pub(super) fn faults(dice: &mut Dice, spec: &Spec) -> Vec<FaultSpec> {
+/// Faults in volleys: what strikes while a room fails is what strikes hardest. In a storm there are many.
+pub(super) fn faults(dice: &mut Dice, spec: &Spec, storm: bool) -> Vec<FaultSpec> {
     let (mut at, mut all) = (0, Vec::new());
-    let storm = dice.percent(25);
-    let volleys = if storm { dice.within(20, 60) } else { dice.within(1, 10) };
+    let volleys = if storm { dice.within(30, 70) } else { dice.within(1, 10) };
     for _ in 0..volleys {
         let volley = Volley::draw(dice, spec, at);
         at = volley.at;
-        let size = if storm { dice.within(4, 10) } else { dice.pick(&[1, 1, 2, 4, 8]) };
+        let size = if storm { dice.within(8, 18) } else { dice.pick(&[1, 1, 2, 4, 8]) };
         for _ in 0..size {
             let mut fault = volley.fault(dice);
             let ends_rooms = fault.get("crash").is_some() || fault.get("leave").is_some();
