@@ -387,7 +387,7 @@ fn a_lease_ends_at_the_node_first() {
     assert!(t.run());
     let mut failed = 0;
     for request in requests {
-        let gone = t.steps(request).find(|s| s.node == ROUTER && matches!(s.record.step, Step::Failed(_)));
+        let gone = t.steps(request).find(|s| s.node == ROUTER && matches!(s.record.step, Step::Lost(_)));
         let Some(gone) = gone else { continue };
         failed += 1;
         let late = t.steps(request).find(|s| s.record.step == Step::Finished && s.at > gone.at);
@@ -413,7 +413,7 @@ fn a_lease_outlives_its_end_where_clocks_drift_too_far() {
     t.fault_for(cut(None, Some(node)), Span::s(6));
     assert!(t.run());
     let late = requests.iter().any(|request| {
-        let gone = t.steps(*request).find(|s| s.node == ROUTER && matches!(s.record.step, Step::Failed(_)));
+        let gone = t.steps(*request).find(|s| s.node == ROUTER && matches!(s.record.step, Step::Lost(_)));
         gone.is_some_and(|gone| t.steps(*request).any(|s| s.record.step == Step::Finished && s.at > gone.at))
     });
     assert!(late);

@@ -1,15 +1,15 @@
 //! A decode instance: lets rooms in, has their KV transferred, and generates in continuous batches.
 
 use super::compute::Compute;
-use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair};
+use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair, unpaired};
 use super::job::{Job, Phase};
 use super::{Counters, Cx, Held, Input, Node, Outbox, Reason, Request, Step};
 use crate::fabric::Access;
 use crate::id::{InstanceId, RequestId};
 use crate::map::Map;
 use crate::policy::Admission;
-use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey};
-use crate::time::Time;
+use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey, SHORT};
+use crate::time::{Span, Time};
 use crate::timers::due;
 use crate::transfer::{
     InitiatorRoom, InstanceMemory, News, PagePool, PageTable, RoomState, Sink, TargetRoom,
@@ -53,6 +53,8 @@ pub struct DecodeNode {
     /// How rooms ended that the registry may ask about again.
     ended: VecDeque<(RoomKey, Outcome)>,
     leaving: bool,
+    /// Before that nothing more is said of pages that are short.
+    short: Time,
     counters: Counters,
     failed: Option<StartError>,
 }
@@ -86,6 +88,7 @@ impl DecodeNode {
             context: 0,
             ended: VecDeque::new(),
             leaving: false,
+            short: Time::ZERO,
             counters: Counters::default(),
             failed: None,
             config,
@@ -167,6 +170,11 @@ impl DecodeNode {
     }
 
     fn on_message(&mut self, cx: &mut Cx<'_>, message: Message) {
+        if let Message::Cancel { key, reason } = message
+            && self.is_running(&key)
+        {
+            return self.stop(cx, key, reason);
+        }
         let Some(sink) = &mut self.sink else { return };
         match message {
             Message::Assign { key, peer, request } => self.assign(cx, key, peer, request),
@@ -175,7 +183,7 @@ impl DecodeNode {
             Message::Produced { key, before, pieces, last } => {
                 sink.produced(cx, &key, before, &pieces, last.as_deref());
             }
-            Message::Abort { key, reason } => {
+            Message::Abort { key, reason } | Message::Cancel { key, reason } => {
                 let waiting = self.jobs.get(&key).is_some_and(|job| job.phase == Phase::Waiting);
                 sink.abort(cx, key, reason);
                 if waiting {
@@ -194,10 +202,10 @@ impl DecodeNode {
                 let facts = self.peers.facts(&self.config, instance, *facts);
                 match pair(&self.config, &facts, &own) {
                     Ok(pairing) => sink.meet(cx, instance, &Arc::new(facts), pairing),
-                    Err(_) => {
+                    Err(error) => {
                         // Asked again for the next room, which fails as fast.
                         self.peers.forget(instance);
-                        self.drop_waiting(cx, instance, Reason::Layout);
+                        self.drop_waiting(cx, instance, unpaired(&error));
                     }
                 }
             }
@@ -206,6 +214,7 @@ impl DecodeNode {
                 sink.end_mut().peer_gone(cx, instance);
                 self.drop_waiting(cx, instance, Reason::PeerGone);
             }
+            Message::Short => self.client.hurry(cx.now + SHORT),
             Message::Joined(_) | Message::Welcome { .. } | Message::Refused { .. } => {}
             // Said by clients, never to one.
             Message::Register { .. }
@@ -300,6 +309,10 @@ impl DecodeNode {
             let need = self.config.pages_needed(&job.request);
             let Some(job) = self.jobs.get_mut(&key) else { return };
             let pool = &mut self.pools[usize::from(job.group)];
+            if need > pool.free() && self.draining > 0 && self.admitted < self.config.batch {
+                self.say_short(cx.now);
+                return;
+            }
             if self.admitted >= self.config.batch.max(1)
                 || need > pool.free()
                 || !sink.can_open(job.peer, job.group)
@@ -322,6 +335,14 @@ impl DecodeNode {
                 self.admitted -= 1;
                 self.done(key, Outcome::Failed(Reason::Refused));
             }
+        }
+    }
+
+    /// Requests wait for pages that only a word of the other side gives back.
+    fn say_short(&mut self, now: Time) {
+        if self.short <= now {
+            self.short = now + Span(SHORT.0 / 2);
+            self.client.send(&Message::Short);
         }
     }
 
@@ -524,6 +545,7 @@ impl DecodeNode {
                     // Pages are about to come back: sending more requests back would be no sooner. The page is asked for again
                     // with the next step.
                     self.growing.push(Reverse((self.steps + 1, key)));
+                    self.say_short(cx.now);
                     break;
                 }
                 // The latest one of this group: pages of other groups are no help.
@@ -535,16 +557,41 @@ impl DecodeNode {
     }
 
     fn preempt(&mut self, cx: &mut Cx<'_>, key: RoomKey) {
-        let Some(job) = self.jobs.get(&key) else { return };
-        let generated = self.steps - job.joined;
-        let tokens = 1 + generated as u32;
-        let (order, request, prompt) = (job.order, job.request.id, job.request.prompt);
-        self.batch -= 1;
-        self.context -= u64::from(prompt) + 1 + generated;
-        self.running.remove(&order);
-        cx.out.record(request, Step::Preempted { tokens });
+        let Some(tokens) = self.take_out(&key) else { return };
+        if let Some(job) = self.jobs.get(&key) {
+            cx.out.record(job.request.id, Step::Preempted { tokens });
+        }
         self.over(cx, key, Outcome::Preempted { tokens });
         self.on_news(cx);
+    }
+
+    /// Takes a request out of the batch. Tokens that it has.
+    fn take_out(&mut self, key: &RoomKey) -> Option<u32> {
+        let job = self.jobs.get(key)?;
+        let generated = self.steps - job.joined;
+        self.batch -= 1;
+        self.context -= u64::from(job.request.prompt) + 1 + generated;
+        self.running.remove(&job.order);
+        Some(1 + generated as u32)
+    }
+
+    fn is_running(&self, key: &RoomKey) -> bool {
+        self.jobs.get(key).is_some_and(|job| job.phase == Phase::Running)
+    }
+
+    /// Ends a request whose tokens nobody wants any more.
+    fn stop(&mut self, cx: &mut Cx<'_>, key: RoomKey, reason: Reason) {
+        match self.joining.iter().position(|other| *other == key) {
+            Some(at) => {
+                self.joining.remove(at);
+            }
+            None => {
+                self.take_out(&key);
+                // Steps are shorter without it: what was looked ahead to comes sooner.
+                self.wakes = self.step_ends.unwrap_or(Time::NEVER);
+            }
+        }
+        self.over(cx, key, Outcome::Failed(reason));
     }
 
     /// A step of the batch ended: every request in it has one more token.
@@ -675,6 +722,7 @@ impl Node for DecodeNode {
             repeated_parts: stats.repeated_parts,
             scattered_parts: stats.staged_parts,
             copied_bytes: stats.staged_bytes,
+            checksum_mismatches: stats.checksum_mismatches,
             malformed_frames: self.client.stats().malformed,
             ..self.counters
         }
