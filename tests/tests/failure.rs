@@ -119,9 +119,9 @@ fn an_abort_overtakes_the_room() {
             let held = t.hold(move |said| said.to == node && matches!(said.message, Message::Assign { .. }));
             let a = t.request(100, 5);
             t.run_for(Span::ms(40));
-            assert_eq!(t.ending(a), Some(Ending::Failed(Reason::Deadline)));
             t.let_go(held);
             assert!(t.run());
+            assert_eq!(t.ending(a), Some(Ending::Failed(Reason::Deadline)));
             assert!(!t.succeeded(a));
             t.assert_clean();
         }

@@ -398,7 +398,7 @@ fn a_word_that_dies_with_decode() {
 fn without_a_registry_a_deadline_is_still_an_end() {
     let build = Kit::pair().lease(Span::s(1)).decode(|side| side.pages(4000));
     let mut t = impatient(build, Span::ms(3)).build();
-    let a = t.request(100, 5000);
+    let a = t.request(100, 50_000);
     t.run_for(Span::ms(1));
     t.crash(engine::registry::REGISTRY);
     t.run_for(Span::s(3));

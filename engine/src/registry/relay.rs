@@ -84,13 +84,13 @@ impl Registry {
                 Standing::Here(slot) => {
                     let other = self.members.get(instance).is_none_or(|known| known.role != role);
                     let busy = self.peer_backlog(slot) > self.config.limits.backlog / 2;
-                    if other || busy {
+                    if other || busy && !knows {
                         failed = failed.or(Some(Reason::Refused));
                     }
                 }
             }
         }
-        if self.rooms.live() >= self.config.limits.rooms {
+        if self.rooms.live() >= self.config.limits.rooms && !knows {
             failed = Some(Reason::Refused);
         }
         if let Some(reason) = failed {

@@ -350,7 +350,8 @@ impl RouterNode {
             self.health.failed(decode, cx.now);
         }
         // Decode is not there to have said it, or may have been gone for a new registry: tokens may be out.
-        let unsure = told_again || candidate(&mut self.decode, decode).is_none();
+        let gone = candidate(&mut self.decode, decode).is_none();
+        let unsure = told_again || gone;
         let again = match reason {
             Transfer | Retries | Deadline | Checksum | Connection => {
                 parcel.tried.extend([prefill, decode]);
@@ -376,8 +377,6 @@ impl RouterNode {
             | Reason::NoInstance
             | Reason::Interrupted => false,
         };
-        // What a new registry may have answered by itself.
-        let guess = cancelled || matches!(reason, Reason::PeerGone | Reason::Refused | Reason::Aborted);
         if again && told && !cancelled && !self.leaving && key.attempt < self.config.retry.attempts {
             cx.out.record(request, Step::Retried(reason));
             parcel.key = Some(RoomKey { attempt: key.attempt + 1, ..key });
@@ -386,7 +385,7 @@ impl RouterNode {
         }
         let rejected = matches!(reason, Reason::NoMemory | Reason::TooLong | Reason::Busy);
         let step = match reason {
-            _ if !told || unsure && guess => Step::Lost(reason),
+            _ if !told || gone => Step::Lost(reason),
             _ if rejected => Step::Rejected(reason),
             _ => Step::Failed(reason),
         };
