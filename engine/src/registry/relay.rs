@@ -1,10 +1,10 @@
 //! Rooms: who may say what about them, and who is told.
 
-use super::lease::Standing;
+use super::lease::{Instance, Standing};
 use super::room::RoomState;
 use super::server::{Parked, Registry};
 use super::wire;
-use super::{Message, Outcome, Report, Role, RoomKey};
+use super::{Message, Outcome, Report, Role, RoomKey, SHORT};
 use crate::id::InstanceId;
 use crate::node::{Reason, Request};
 use crate::time::Time;
@@ -120,6 +120,24 @@ impl Registry {
                 }
             }
         }
+    }
+
+    /// Requests wait for pages at an instance: all of the other side are told, and what waits here for it goes.
+    pub(super) fn short(&mut self, now: Time, from: InstanceId) {
+        let Some(instance) = self.members.get_mut(from) else { return };
+        instance.short = now + SHORT;
+        let (slot, role) = (instance.slot, instance.role);
+        if role == Role::Router {
+            self.stats.not_participant += 1;
+            return;
+        }
+        let other = |member: &Instance| member.role != role && member.role != Role::Router;
+        let all = self.members.iter().filter(|(_, member)| other(member));
+        let slots: Vec<u32> = all.map(|(_, member)| member.slot).collect();
+        for slot in slots {
+            self.say(slot, false, |out| wire::encode(&Message::Short, out));
+        }
+        self.hurry(slot);
     }
 
     fn answer(&mut self, router: InstanceId, key: RoomKey, outcome: Outcome) {

@@ -5,7 +5,7 @@ use super::lease::{Instance, Members, Standing, Waiting};
 use super::room::Rooms;
 use super::session::{Session, SessionConfig, SessionStats};
 use super::wire;
-use super::{Facts, Member, Message, Role, SHORT};
+use super::{Facts, Member, Message, Role};
 use crate::id::{InstanceId, NodeId, Room};
 use crate::map::Map;
 use crate::node::{Counters, Cx, Held, Input, Node, Outbox, Reason};
@@ -429,7 +429,7 @@ impl Registry {
             (Phase::Member, Message::Heartbeat) => {}
             (Phase::Member, Message::Query { instance }) => self.query(from, instance),
             (Phase::Member, Message::Gone { instance }) => self.witness(now, instance),
-            (Phase::Member, Message::Short) => self.short(now, slot, from),
+            (Phase::Member, Message::Short) => self.short(now, from),
             (Phase::Member, message) => self.relay(now, from, message, bytes),
             (Phase::New | Phase::Over, _) => self.stats.unregistered += 1,
         }
@@ -516,27 +516,8 @@ impl Registry {
         self.tell(from, |out| wire::encode(&Message::FactsOf { instance, facts }, out));
     }
 
-    /// Requests wait for pages at an instance: all of the other side are told, and what waits here for it goes.
-    fn short(&mut self, now: Time, slot: u32, from: InstanceId) {
-        let Some(instance) = self.members.get_mut(from) else { return };
-        instance.short = now + SHORT;
-        let other = match instance.role {
-            Role::Prefill => Role::Decode,
-            Role::Decode => Role::Prefill,
-            Role::Router => {
-                self.stats.not_participant += 1;
-                return;
-            }
-        };
-        let others: Vec<u32> = self
-            .members
-            .iter()
-            .filter(|(_, member)| member.role == other)
-            .map(|(_, member)| member.slot)
-            .collect();
-        for other in others {
-            self.say(other, false, |out| wire::encode(&Message::Short, out));
-        }
+    /// What waits patiently for a client goes now.
+    pub(super) fn hurry(&mut self, slot: u32) {
         if let Some(peer) = self.peer(slot) {
             peer.session.hurry();
         }
