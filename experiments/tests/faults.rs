@@ -173,18 +173,3 @@ faults:
     assert!(succeeded.count() > 200);
     assert_eq!(simulate(&spec, 1, &Silent).expect("it runs").digest, run.digest);
 }
-
-/// A router that has left serves nobody. The run ends all the same, and says which requests never will and how far they came.
-#[test]
-fn a_request_that_never_ends_does_not_keep_the_run_from_ending() {
-    let spec = parse(
-        "model: tiny-gqa\nworkload: {requests: [{at: 0s, prompt: 16, output: 4}, {at: 5s, prompt: 16, output: 4}]}\n\
-         transfer: {room_timeout: 1s, transfer_timeout: 1s}\n\
-         faults: [{at: 2s, leave: {node: router}}]\n",
-    )
-    .expect("an experiment");
-    let run = simulate(&spec, 1, &Silent).expect("runs");
-    let said = run.violations.join("\n");
-    assert!(said.contains("1 requests did not reach a final state: request 1"), "{said}");
-    assert!(said.contains("has been waiting at the router since 5 s"), "{said}");
-}
