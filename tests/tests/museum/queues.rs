@@ -39,14 +39,14 @@ fn case_18_a_chunk_over_half_the_staging_ring() {
     };
     let story = |build: Build| {
         let mut t = build.build();
-        // 200 tokens of 512 bytes for each of two decode ranks: 25 slots for each.
-        t.request(200, 3);
+        // 100 tokens of 512 bytes from each prefill rank for each of two decode ranks: 13 slots for each.
+        t.request(100, 3);
         t.run();
         t
     };
-    shows_fault_free(story, build(40), "staged_in_parts", "without faults");
+    shows_fault_free(story, build(20), "staged_in_parts", "without faults");
     // Both fit.
-    story(without(build(60), "staged_in_parts")).assert_fault_free();
+    story(without(build(30), "staged_in_parts")).assert_fault_free();
 }
 
 /// The remote key of a registration is good on the NIC that it was made on, and nowhere else. With several NICs the first one's was told to
