@@ -11,8 +11,8 @@ use engine::policy::{Direction, RailPolicy, ReplicaChoice};
 use engine::registry::{LinkBody, Message, PageRun, Report, RoomKey};
 use engine::time::{Span, Time};
 use engine::transfer::{
-    End as _, Initiator, InitiatorRoom, InstanceMemory, News, PageTable, Pairing, Rules, Target, TargetRoom,
-    TransferConfig,
+    End as _, Initiator, InitiatorRoom, InstanceMemory, News, PageTable, Pairing, RoomState, Rules, Target,
+    TargetRoom, TransferConfig,
 };
 use models::{DType, Layout, PageOrder, Parallel, presets};
 use sim::fabric::{FabricEvent, Fabrics, HostSpec, PortSpec, Ready, ReadyWhat};
@@ -374,6 +374,8 @@ fn nothing_goes_wrong_in_order() {
         t.talk();
     }
     assert_eq!((t.receiver.held().rooms, t.sender.held().rooms, t.receiver.stats().fences), (0, 0, 0));
+    // No deadline of a room that never was can pass.
+    assert!(!t.receiver(|r, cx| r.expire(cx, key(7))) && !t.sender(|s, cx| s.expire(cx, key(7))));
 }
 
 /// A page list arrives, decode frees by fence, and the abort that would tell so is late: the offer must name who is live.
@@ -749,4 +751,36 @@ fn pull_pieces_are_checked() {
     ] {
         assert_eq!(story(&[(0, wrong, true)]), (false, 0), "{wrong:?}");
     }
+}
+
+/// The initiator gives the queue pairs up: nothing can be written any more, so what waited for that is free at once.
+#[test]
+fn a_close_is_a_fence() {
+    let mut t = Duo::connected(|_| {});
+    t.assign(0);
+    t.opens(0);
+    t.receiver(|r, cx| r.abort(cx, key(0), Reason::Deadline, false));
+    assert!(!t.news.contains(&News::Released(key(0))), "the initiator has not reported");
+    let queue_pairs = t.receiver.held().queue_pairs;
+    t.hear(0, Message::Link { peer: D, body: LinkBody::Close { offer: 0 } });
+    assert_eq!(t.receiver.held().queue_pairs, queue_pairs, "another offer's");
+    t.hear(0, Message::Link { peer: D, body: LinkBody::Close { offer: 1 } });
+    assert!(t.news.contains(&News::Released(key(0))));
+    assert_eq!(t.receiver.held().queue_pairs, 0);
+}
+
+/// What a target of READs says of a room to who looks on.
+#[test]
+fn pull_states() {
+    let mut t = Duo::connected_to(Direction::Pull, |_| {});
+    let state = |t: &Duo| {
+        let mut state = None;
+        t.receiver.rooms(&mut |room, _, is| state = (room == key(0)).then_some(is).or(state));
+        state
+    };
+    assert_eq!(state(&t), None);
+    t.opens(0);
+    assert_eq!(state(&t), Some(RoomState::WaitingForInput));
+    t.computes(0, 0..40, false);
+    assert_eq!(state(&t), Some(RoomState::Transferring));
 }

@@ -159,3 +159,18 @@ fn of_rows(
     }
     Ok(sum)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bit_of_a_sum_is_kept() {
+        let sum = 0x1234_5678_9abc_def0;
+        assert_eq!(fold(sum), 0x5678_9abc_def0 ^ 0x1234);
+        for bit in 0..64 {
+            assert_ne!(fold(sum ^ 1 << bit), fold(sum), "bit {bit}");
+            assert_eq!(fold(sum ^ 1 << bit) >> 48, 0);
+        }
+    }
+}

@@ -481,3 +481,48 @@ pub(super) fn cut_staged(
     }
     sealed
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::pairing::tests::{facts, pairing};
+    use super::*;
+    use crate::id::Page;
+    use models::{Parallel, presets};
+
+    #[test]
+    fn slots_are_the_targets_and_shared_out_evenly() {
+        let model = presets::lookup("tiny-gqa").unwrap();
+        let src = facts(&model, Parallel::tp(2), 16, false);
+        let mut dst = facts(&model, Parallel::tp(1), 16, false);
+        (dst.stage_slots, dst.stage_bytes) = (4, 1024);
+        let pairing = pairing(&model, &src, &dst, 1);
+        assert_eq!(pairing.most_feeds(), 2);
+        let shared = |first, count, dst: &Facts| {
+            let mut stage = RemoteStage::new(&[PageRun { first: Page(first), count }]).unwrap();
+            stage.share_out(&pairing, dst).then_some(stage.window)
+        };
+        assert_eq!(shared(0, 4, &dst), Some(2));
+        assert_eq!(shared(2, 2, &dst), Some(1));
+        assert_eq!(shared(0, 0, &dst), Some(0));
+        assert_eq!(shared(1, 4, &dst), None, "slot 4 is not there");
+        assert_eq!(shared(0, 3, &dst), None, "no equal share");
+        dst.stage_bytes = 0;
+        assert_eq!(shared(0, 4, &dst), None, "it has no staging memory");
+        assert_eq!(shared(0, 0, &dst), Some(0));
+        assert!(RemoteStage::new(&[PageRun { first: Page(0), count: MOST_SLOTS + 1 }]).is_none());
+    }
+
+    #[test]
+    fn each_feed_has_slots_of_its_own_and_goes_round() {
+        let facts = Facts { slots: 3, stage_slots: 9, stage_bytes: 1000, ..Facts::default() };
+        let stage = RemoteStage { slots: vec![4, 5, 7, 8], window: 2 };
+        let place = |nth, sequence| {
+            let place = stage.place(nth, sequence, &facts).unwrap();
+            ((place.cell - 3 * SLOT_BYTES) / CELL_BYTES, place.bulk / 1000)
+        };
+        let places: Vec<_> = (0..2).flat_map(|nth| (0..3).map(move |sequence| (nth, sequence))).collect();
+        let got: Vec<_> = places.into_iter().map(|(nth, sequence)| place(nth, sequence)).collect();
+        assert_eq!(got, [(4, 4), (5, 5), (4, 4), (7, 7), (8, 8), (7, 7)]);
+        assert!(stage.place(2, 0, &facts).is_none());
+    }
+}
