@@ -205,7 +205,11 @@ impl Case {
                 if let Some((slot, slots, window, auto)) = self.staging.filter(|_| !self.pull) {
                     let staging = Staging { slot, slots, window };
                     // Copies that cost about as much as requests, so that both are chosen.
-                    let costs = StagingCosts { copy: Span::ns(400), ..StagingCosts::default() };
+                    let costs = StagingCosts {
+                        submit: Span::ns(100),
+                        copy: Span::ns(400),
+                        ..StagingCosts::default()
+                    };
                     t.coalescing =
                         if auto { Coalescing::Auto(staging, costs) } else { Coalescing::Staging(staging) };
                 }
