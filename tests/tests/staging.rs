@@ -251,6 +251,31 @@ fn auto_chooses_by_layout() {
     assert!(parts(4, 8) > 0);
 }
 
+/// With the planner's choice a room without slots goes directly: a crowd does not wait for slots to come back.
+#[test]
+fn auto_waits_for_no_slot() {
+    let run = |coalescing: Coalescing| {
+        let mut t = Kit::pair()
+            .model("llama-3.1-8b")
+            .prefill(|i| i.tp(4).pages(400))
+            .decode(|i| i.tp(8).pages(400))
+            .network(400.0, Span::us(1))
+            .transfer(move |t| t.coalescing = coalescing)
+            .build();
+        for _ in 0..20 {
+            t.request(256, 2);
+        }
+        assert!(t.run());
+        let parts = t.world().counters().staged_parts;
+        t.assert_fault_free();
+        parts
+    };
+    let few = Staging { slots: 8, ..Staging::default() };
+    let staged = run(Coalescing::Staging(few));
+    let auto = run(Coalescing::Auto(few, StagingCosts::default()));
+    assert!(auto > 0 && auto < staged, "{auto} parts staged of {staged}");
+}
+
 /// Llama-3.1-70B, TP4 to TP8 in token-major pages of 16: at most a fiftieth of the requests, every byte right, and sooner on a ConnectX-7.
 #[test]
 fn a_fiftieth_of_the_requests_and_sooner() {

@@ -63,7 +63,7 @@ pub enum Coalescing {
     Direct,
     /// Gather, one bulk write, scatter, wherever a slot can hold a token of a layer.
     Staging(Staging),
-    /// Whichever is predicted to end sooner, for each piece and kind of pair of ranks.
+    /// Whichever is predicted to end sooner, for each piece and kind of pair of ranks. A room that finds no slots goes directly.
     Auto(Staging, StagingCosts),
 }
 

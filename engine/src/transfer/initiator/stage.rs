@@ -267,7 +267,7 @@ impl Initiator {
         let rate = beside.port.and_then(|port| self.rates.get(port.index()).copied()).unwrap_or(0);
         let window = self.config.window;
         let fills = |all: u64, room: u64| all.div_ceil(room.max(1));
-        let chains = fills(requests, u64::from(self.config.send_depth).min(window.requests.into()))
+        let chains = fills(requests, u64::from(self.config.send_depth).min(window.requests))
             .max(fills(bytes.saturating_mul(beside.sharing), window.bytes));
         let load = Load {
             bytes,
