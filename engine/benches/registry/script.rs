@@ -265,7 +265,7 @@ impl Writer {
         };
         let member = |node: usize| self.peers[router].members[node].expect("joined");
         // As a router does it: rooms of its own, one after the other.
-        let key = RoomKey { room: Room((router as u64) << 32 | room / ROUTERS as u64), attempt: 0 };
+        let key = RoomKey { room: Room(((router as u64) << 32) | (room / ROUTERS as u64)), attempt: 0 };
         let message = Message::Create { key, prefill: member(prefill), decode: member(decode), request };
         self.script.rooms[room as usize].create = self.now.since(self.begin);
         self.say(router, &message);
