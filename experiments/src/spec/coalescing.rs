@@ -1,16 +1,12 @@
 //! `policy.coalescing`: how pieces that are not contiguous on both sides become work requests.
 
-use std::fmt;
-
 use models::{Bandwidth, ByteSize, Picos};
-use serde::de::value::{MapAccessDeserializer, StrDeserializer};
-use serde::de::{Error, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::field;
 
-/// How a part becomes work requests. A name alone stands for its default parameters.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+/// How a part becomes work requests.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Coalescing {
     /// A request for each range that is contiguous at the target.
@@ -149,39 +145,5 @@ impl Coalescing {
                 },
             ),
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for Coalescing {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "kebab-case")]
-        enum Whole {
-            Direct,
-            Staging(StagingSpec),
-            Auto(AutoSpec),
-        }
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = Coalescing;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("`direct`, `staging`, `auto`, or one of these with its parameters: {staging: {slot: 4MiB}}")
-            }
-            fn visit_str<E: Error>(self, name: &str) -> Result<Coalescing, E> {
-                match name {
-                    "staging" => Ok(Coalescing::Staging(StagingSpec::default())),
-                    "auto" => Ok(Coalescing::Auto(AutoSpec::default())),
-                    _ => Whole::deserialize(StrDeserializer::new(name)).map(|_| Coalescing::Direct),
-                }
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Coalescing, A::Error> {
-                Ok(match Whole::deserialize(MapAccessDeserializer::new(map))? {
-                    Whole::Direct => Coalescing::Direct,
-                    Whole::Staging(staging) => Coalescing::Staging(staging),
-                    Whole::Auto(auto) => Coalescing::Auto(auto),
-                })
-            }
-        }
-        from.deserialize_any(Either)
     }
 }
