@@ -1,9 +1,9 @@
 //! Pull: decode reads.
 
-use crate::rig::{Duo, TOKENS, is_ask, is_answer, is_lost, is_offer, is_produced, is_publish, is_ready, key};
+use crate::rig::{Duo, TOKENS, is_ask, is_lost, is_offer, is_produced, is_publish, is_ready, key};
 use engine::node::Reason;
 use engine::policy::Direction;
-use engine::registry::{LinkBody, Message, Report};
+use engine::registry::Message;
 use engine::time::Span;
 use engine::transfer::{End as _, News};
 

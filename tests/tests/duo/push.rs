@@ -1,9 +1,7 @@
 //! Push: prefill writes.
 
-use crate::rig::{Duo, TOKENS, is_ask, is_answer, is_offer, is_publish, is_ready, key};
+use crate::rig::{Duo, TOKENS, is_ask, is_offer, is_publish, key};
 use engine::id::PortId;
-use engine::node::Reason;
-use engine::registry::{LinkBody, Message, Report};
 use engine::time::Span;
 use engine::transfer::{End as _, News, Rules};
 use sim::fabric::PortFault;

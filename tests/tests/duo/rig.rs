@@ -4,7 +4,7 @@ use engine::fabric::{Access, Completion, Content, Extent, Fabric as _, LinkLayer
 use engine::id::{InstanceId, Page, RequestId, Room};
 use engine::node::{Cx, Outbox, Reason, Request};
 use engine::policy::{Direction, RailPolicy, ReplicaChoice};
-use engine::registry::{LinkBody, Message, PageRun, RoomKey};
+use engine::registry::{LinkBody, Message, PageRun, Report, RoomKey};
 use engine::time::{Span, Time};
 use engine::transfer::{
     End as _, Initiator, InitiatorRoom, InstanceMemory, News, PageTable, Pairing, Rules, Target, TargetRoom,

@@ -6,7 +6,6 @@ mod end;
 mod kill;
 mod netem;
 mod pause;
-mod rails;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -108,7 +107,13 @@ fn quickstart_through_staging_slots() {
 #[test]
 fn quickstart_read_by_decode() {
     let Some(devices) = Devices::find() else { return };
-    let sets = ["policy.direction=pull", "transfer.checksums=true", "cluster.decode.page_size=32"];
+    let sets = [
+        "policy.direction=pull",
+        "transfer.checksums=true",
+        "cluster.decode.page_size=32",
+        // A READ for each token of each buffer: its remote side is one range.
+        "workload.synthetic={requests: 20, prompt: {uniform: {min: 16, max: 128}}, output: {fixed: 8}}",
+    ];
     run(&devices, &sets).assert_clean();
 }
 
