@@ -272,6 +272,16 @@ impl Case {
         t
     }
 
+    /// Plays it to its end and looks for what breaks these laws, and for what is left after shutdown.
+    pub(crate) fn keeps(&self, laws: fn(&mut Kit) -> Vec<String>) -> Result<(), TestCaseError> {
+        let mut t = self.play();
+        prop_assert!(t.run(), "not quiet within the bound: {}", self.state(&t));
+        for wrong in [laws(&mut t), t.shut_down()] {
+            prop_assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        }
+        Ok(())
+    }
+
     /// For people, when a case hangs.
     pub(crate) fn state(&self, t: &Kit) -> String {
         let nodes = (0..t.world().nodes()).map(|n| format!("\nnode {n}: {:?}", t.held(NodeId(n as u32))));
