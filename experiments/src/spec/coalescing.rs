@@ -1,16 +1,12 @@
 //! `policy.coalescing`: how pieces that are not contiguous on both sides become work requests.
 
-use std::fmt;
-
 use models::{Bandwidth, ByteSize, Picos};
-use serde::de::value::{MapAccessDeserializer, StrDeserializer};
-use serde::de::{Error, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::field;
 
-/// How a part becomes work requests. A name alone stands for its default parameters.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+/// How a part becomes work requests.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Coalescing {
     /// A request for each range that is contiguous at the target.
@@ -55,9 +51,15 @@ pub struct AutoSpec {
     /// As of `staging`.
     #[serde(deserialize_with = "field::count")]
     pub window: u32,
-    /// Time of a work request.
+    /// CPU time to build a work request.
+    pub build: Picos,
+    /// CPU time of each further SGE of one.
+    pub sge: Picos,
+    /// Time of a work request on its queue pair.
     pub request: Picos,
-    /// Time of a copy within a host's memory, whatever its size.
+    /// CPU time to start a copy within a host's memory.
+    pub submit: Picos,
+    /// Time of such a copy on its GPU, whatever its size.
     pub copy: Picos,
     /// Rate of such a copy.
     pub copy_rate: Bandwidth,
@@ -70,7 +72,10 @@ impl Default for AutoSpec {
             slot: staging.slot,
             slots: staging.slots,
             window: staging.window,
+            build: Picos(costs.build.0),
+            sge: Picos(costs.sge.0),
             request: Picos(costs.request.0),
+            submit: Picos(costs.submit.0),
             copy: Picos(costs.copy.0),
             copy_rate: Bandwidth::from_bits_per_sec(costs.copy_rate * 8),
         }
@@ -136,6 +141,7 @@ impl Coalescing {
     /// As the engine has it.
     pub(crate) fn policy(&self) -> engine::policy::Coalescing {
         use engine::policy::{Coalescing as Policy, Staging, StagingCosts};
+        use engine::time::Span;
         let memory = self.staging().map(|s| Staging { slot: s.slot.0, slots: s.slots, window: s.window });
         match (self, memory) {
             (Coalescing::Direct, _) | (_, None) => Policy::Direct,
@@ -143,45 +149,14 @@ impl Coalescing {
             (Coalescing::Auto(auto), Some(memory)) => Policy::Auto(
                 memory,
                 StagingCosts {
-                    request: engine::time::Span(auto.request.0),
-                    copy: engine::time::Span(auto.copy.0),
+                    build: Span(auto.build.0),
+                    sge: Span(auto.sge.0),
+                    request: Span(auto.request.0),
+                    submit: Span(auto.submit.0),
+                    copy: Span(auto.copy.0),
                     copy_rate: auto.copy_rate.bits_per_sec() / 8,
                 },
             ),
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for Coalescing {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "kebab-case")]
-        enum Whole {
-            Direct,
-            Staging(StagingSpec),
-            Auto(AutoSpec),
-        }
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = Coalescing;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("`direct`, `staging`, `auto`, or one of these with its parameters: {staging: {slot: 4MiB}}")
-            }
-            fn visit_str<E: Error>(self, name: &str) -> Result<Coalescing, E> {
-                match name {
-                    "staging" => Ok(Coalescing::Staging(StagingSpec::default())),
-                    "auto" => Ok(Coalescing::Auto(AutoSpec::default())),
-                    _ => Whole::deserialize(StrDeserializer::new(name)).map(|_| Coalescing::Direct),
-                }
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Coalescing, A::Error> {
-                Ok(match Whole::deserialize(MapAccessDeserializer::new(map))? {
-                    Whole::Direct => Coalescing::Direct,
-                    Whole::Staging(staging) => Coalescing::Staging(staging),
-                    Whole::Auto(auto) => Coalescing::Auto(auto),
-                })
-            }
-        }
-        from.deserialize_any(Either)
     }
 }

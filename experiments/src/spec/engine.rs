@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::coalescing::Coalescing;
 use super::field;
+use super::named;
 use super::posting::{Failover, Order, Rails, Replica};
 use super::routing::{Admission, LimitsSpec, RetrySpec, Routing};
 
@@ -167,29 +168,37 @@ pub enum PortReach {
     Pairs(Vec<(u32, u32)>),
 }
 
-/// What decides who, what and when.
+/// What decides who, what and when. A policy is a name, or a map of its name to its parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PolicySpec {
     /// Which prefill and which decode instance a request goes to.
+    #[serde(deserialize_with = "named::or_map")]
     pub routing: Routing,
     /// Whether prefill writes KV to decode, or decode reads it from prefill.
     pub direction: Direction,
     /// Whose parts are posted next on a port.
+    #[serde(deserialize_with = "named::or_map")]
     pub order: Order,
     /// How much of a request is sent at once.
+    #[serde(deserialize_with = "named::or_map")]
     pub granularity: Granularity,
     /// Which NIC port of a host carries a part.
+    #[serde(deserialize_with = "named::or_map")]
     pub rails: Rails,
     /// Whether a NIC port or path that failed is left out.
+    #[serde(deserialize_with = "named::or_map")]
     pub failover: Failover,
     /// Which of several ranks with the same KV sends it.
+    #[serde(deserialize_with = "named::or_map")]
     pub replica: Replica,
     /// How parts become work requests.
+    #[serde(deserialize_with = "named::or_map")]
     pub coalescing: Coalescing,
     /// What may be posted and not completed, per port.
     pub window: WindowSpec,
     /// When decode memory is taken, and how many may wait for it.
+    #[serde(deserialize_with = "named::or_map")]
     pub admission: Admission,
     /// What the router lets fly at a time.
     pub limits: LimitsSpec,

@@ -12,6 +12,7 @@ mod error;
 pub mod faults;
 pub(crate) mod field;
 mod locate;
+mod named;
 mod posting;
 mod routing;
 mod set;

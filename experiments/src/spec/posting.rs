@@ -122,17 +122,26 @@ pub enum Failover {
     /// For a time, which doubles with every failure from `first` to `most`.
     Cooldown {
         /// After the first failure.
+        #[serde(default = "first_cooldown")]
         first: Picos,
         /// After many.
+        #[serde(default = "longest_cooldown")]
         most: Picos,
     },
 }
 
 impl Default for Failover {
     fn default() -> Self {
-        let policy::Cooldown { first, most } = policy::Cooldown::default();
-        Failover::Cooldown { first: Picos(first.0), most: Picos(most.0) }
+        Failover::Cooldown { first: first_cooldown(), most: longest_cooldown() }
     }
+}
+
+fn first_cooldown() -> Picos {
+    Picos(policy::Cooldown::default().first.0)
+}
+
+fn longest_cooldown() -> Picos {
+    Picos(policy::Cooldown::default().most.0)
 }
 
 /// Which of several ranks with the same KV sends it.

@@ -1,19 +1,15 @@
 //! `policy.routing`, `policy.admission`, `policy.limits` and `policy.retry`: what router and decode decide about a request.
 
-use std::fmt;
-
 use models::Picos;
-use serde::de::value::{MapAccessDeserializer, StrDeserializer};
-use serde::de::{self, Deserializer, MapAccess, Visitor};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::de::{self, Deserializer};
+use serde::{Deserialize, Serialize};
 
 use super::field;
 use crate::own;
 
-/// Which prefill and which decode instance a request goes to. A policy with parameters may be given by its name alone: then they have
-/// their defaults.
+/// Which prefill and which decode instance a request goes to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", remote = "Self")]
+#[serde(rename_all = "kebab-case")]
 pub enum Routing {
     /// Each in turn.
     RoundRobin,
@@ -27,36 +23,6 @@ pub enum Routing {
     NetworkAware(NetworkAwareSpec),
     /// A policy that the program registered under this name, see [`crate::own`].
     Own(#[serde(deserialize_with = "registered")] String),
-}
-
-impl Serialize for Routing {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Self::serialize(self, serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Routing {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NameOrMap;
-        impl<'de> Visitor<'de> for NameOrMap {
-            type Value = Routing;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the name of a routing policy, or a map of its name to its parameters")
-            }
-            fn visit_str<E: de::Error>(self, name: &str) -> Result<Routing, E> {
-                match name {
-                    "prefix-aware" => Ok(Routing::PrefixAware(PrefixAwareSpec::default())),
-                    "network-aware" => Ok(Routing::NetworkAware(NetworkAwareSpec::default())),
-                    "own" => Err(E::custom("expected the name of the policy: {own: NAME}")),
-                    _ => Routing::deserialize(StrDeserializer::new(name)),
-                }
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Routing, A::Error> {
-                Routing::deserialize(MapAccessDeserializer::new(map))
-            }
-        }
-        deserializer.deserialize_any(NameOrMap)
-    }
 }
 
 /// The name of a routing policy that is there.

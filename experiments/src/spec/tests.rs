@@ -252,14 +252,16 @@ fn routing_admission_limits_and_retry() {
     for (set, parts) in [
         ("policy.routing=fastest", &["policy.routing", "fastest", "least-loaded", "network-aware"][..]),
         ("policy.routing=least-loadd", &["did you mean `least-loaded`?"]),
-        ("policy.routing=own", &["policy.routing", "{own: NAME}"]),
+        ("policy.routing=own", &["policy.routing", "{own: ..}"]),
         ("policy.routing={own: mine}", &["policy.routing", "`mine`", "experiments::own::routing"]),
-        ("policy.routing=3", &["policy.routing", "3", "the name of a routing policy"]),
+        ("policy.routing=3", &["policy.routing", "3", "a name, or a map"]),
         ("policy.routing={prefix-aware: {weigth: 1}}", &["weigth", "did you mean `weight`?"]),
         ("policy.routing={prefix-aware: {weight: -1}}", &["policy.routing.prefix-aware.weight", "-1"]),
         ("policy.routing={network-aware: {gain: 0}}", &["policy.routing.network-aware.gain", "at most 1"]),
         ("policy.routing={network-aware: {forget: 3}}", &["forget", "no unit"]),
         ("policy.admission={refuse: {}}", &["policy.admission", "waiting"]),
+        ("policy.admission=refuse", &["policy.admission", "{refuse: ..}", "missing field `waiting`"]),
+        ("policy.routing={prefix-aware: {}, round-robin: {}}", &["policy.routing", "a second name"]),
         ("policy.admission={refuse: {waiting: 0}}", &["policy.admission.refuse.waiting", "0", "1 to"]),
         ("policy.limits={waiting: 4}", &["policy.limits.waiting", "limits.requests", "refuse"]),
         ("policy.limits={tenant: {}}", &["policy.limits.tenant", "requests"]),
@@ -329,6 +331,38 @@ fn posting_policies_have_parameters() {
     ] {
         let problem = problem(text, &[]);
         assert!(problem.contains(said) && problem.contains("x.yaml:1"), "{problem}");
+    }
+}
+
+/// Every policy whose parameters all have defaults may be given by its name alone.
+#[test]
+fn a_name_alone_has_the_default_parameters() {
+    let policy = |key: &str, value: &str| {
+        let sets =
+            [format!("policy.{key}={value}"), "transfer.queue_pairs=2".to_owned(), "slo.ttft=1s".to_owned()];
+        let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+        parse("", &sets).unwrap_or_else(|error| panic!("{error}")).policy
+    };
+    for (key, name) in [
+        ("routing", "prefix-aware"),
+        ("routing", "network-aware"),
+        ("order", "earliest-deadline"),
+        ("order", "deficit-round-robin"),
+        ("order", "strict-priority"),
+        ("rails", "least-inflight"),
+        ("failover", "cooldown"),
+        ("coalescing", "staging"),
+        ("coalescing", "auto"),
+    ] {
+        let alone = policy(key, name);
+        assert_eq!(alone, policy(key, &format!("{{{name}: {{}}}}")), "{key}: {name}");
+        assert_eq!(alone == PolicySpec::default(), key == "failover", "{key}: {name}");
+    }
+    for (set, lacks) in
+        [("replica=fixed", "copy"), ("granularity=layer-wise", "layers"), ("admission=refuse", "waiting")]
+    {
+        let why = problem("", &[&format!("policy.{set}")]);
+        assert!(why.contains("alone says too little") && why.contains(&format!("`{lacks}`")), "{why}");
     }
 }
 
