@@ -326,6 +326,36 @@ fn every_routing_policy_serves_everything() {
     }
 }
 
+#[test]
+fn a_restarted_router_serves_what_comes_next() {
+    let mut t = Kit::pair().build();
+    let a = t.request(300, 5);
+    assert!(t.run());
+    t.assert_finished(a);
+    // Its rooms are remembered by the registry, and by the instances: the next life must not speak of them.
+    t.restart(ROUTER);
+    t.run_for(Span::ms(200));
+    let b = t.request(300, 5);
+    assert!(t.run());
+    t.assert_finished(b);
+    assert_ne!(t.room(a).map(|key| key.room), t.room(b).map(|key| key.room));
+    t.assert_clean();
+}
+
+#[test]
+fn a_router_that_dies_takes_only_its_own_requests_along() {
+    let mut t = Kit::pair().build();
+    let a = t.request(3000, 500);
+    t.run_for(Span::ms(20));
+    t.restart(ROUTER);
+    t.run_for(Span::ms(200));
+    let b = t.request(300, 5);
+    assert!(t.run());
+    t.assert_finished(b);
+    assert_ne!(t.room(a).map(|key| key.room), t.room(b).map(|key| key.room));
+    t.assert_clean();
+}
+
 /// What steps say of a request's end, and by whom.
 fn last_words(t: &Kit, request: engine::id::RequestId) -> Vec<Step> {
     let ends =

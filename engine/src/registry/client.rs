@@ -476,11 +476,6 @@ impl Client {
             && self.lease_until().is_some_and(|until| now < until)
     }
 
-    /// Messages and pieces that the registry has not acknowledged.
-    pub fn backlog(&self) -> usize {
-        self.session.backlog()
-    }
-
     /// What it has counted.
     pub fn stats(&self) -> ClientStats {
         self.stats

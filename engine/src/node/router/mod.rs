@@ -96,6 +96,7 @@ pub struct RouterNode {
     /// Requests that were let in and cannot be sent again for now, because no instance is there.
     returned: VecDeque<(Time, Parcel)>,
     health: Health,
+    /// The room that was begun last: see [`rooms_of`].
     rooms: u64,
     leaving: bool,
 }
@@ -115,8 +116,7 @@ impl RouterNode {
             waiting: Waiting::new(config.limits),
             returned: VecDeque::new(),
             health: Health::new(config.retry),
-            // Ids over 63 bits are as good as any, and exercised from the first request on.
-            rooms: 1 << 63,
+            rooms: 0,
             leaving: false,
             config,
         }
@@ -151,7 +151,7 @@ impl RouterNode {
     fn on_client(&mut self, cx: &mut Cx<'_>) {
         while let Some(event) = self.events.pop_front() {
             match event {
-                ClientEvent::Registered(_) => {}
+                ClientEvent::Registered(instance) => self.rooms = rooms_of(instance),
                 ClientEvent::NewEpoch => {
                     for key in self.in_flight(|_| true) {
                         if let Some(flight) = self.flights.get_mut(&key) {
@@ -442,6 +442,13 @@ impl RouterNode {
 fn candidate(side: &mut [Candidate], instance: InstanceId) -> Option<&mut Candidate> {
     let at = side.binary_search_by_key(&instance, |c| c.instance).ok()?;
     side.get_mut(at)
+}
+
+/// Where an instance begins to count rooms. Several routers, and the lives of one that restarts, share a registry and its instances: they must
+/// not speak of each other's rooms. Ids of more than 63 bits are as good as any, and exercised from the first request on.
+fn rooms_of(router: InstanceId) -> u64 {
+    let (epoch, number) = (router.0 >> 32, router.0 & 0xffff_ffff);
+    ((epoch << 12 ^ number) << 32) ^ 1 << 63
 }
 
 fn create(key: RoomKey, flight: &Flight) -> Message {

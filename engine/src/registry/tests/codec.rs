@@ -308,3 +308,13 @@ fn consecutive_blocks_cost_a_few_bytes() {
     encode(&Message::Create { key, prefill, decode: peer, request }, &mut bytes);
     assert!(bytes.len() < 40, "{}", bytes.len());
 }
+
+#[test]
+fn the_last_page_number_is_one() {
+    let mut list = super::net::list(super::net::key(1));
+    list.pages = vec![PageRun { first: Page(u32::MAX), count: 1 }];
+    list.total = 1;
+    let mut bytes = Vec::new();
+    encode(&Message::Publish(list.clone()), &mut bytes);
+    assert_eq!(decode(&bytes), Ok(Message::Publish(list)));
+}

@@ -417,3 +417,18 @@ fn a_run_repeats_itself_frame_by_frame() {
     };
     assert_eq!(run(), run());
 }
+
+#[test]
+fn who_leaves_before_it_began_has_ended() {
+    let mut client = Toy::new(Role::Decode, 1).client;
+    assert!(!client.is_ended());
+    client.leave(Time::ZERO);
+    assert!(client.is_ended());
+    // And who has begun only when the registry knows.
+    let mut net = net();
+    net.toys[2].client.leave(net.now);
+    net.toys[2].client.leave(net.now);
+    assert!(!net.toys[2].client.is_ended());
+    net.run(Span::s(1));
+    assert!(net.toys[2].client.is_ended());
+}
