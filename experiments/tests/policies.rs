@@ -96,6 +96,14 @@ fn cases() -> Vec<Case> {
             "requests.succeeded",
             1.15..=MUCH,
         ),
+        case("direction.yaml", &[], &["policy.direction=push"], "exposed_transfer_ms.mean", 0.0..=0.2),
+        case(
+            "direction.yaml",
+            &["cluster.prefill.tp=4", "cluster.decode.tp=8"],
+            &["policy.direction=push"],
+            "exposed_transfer_ms.mean",
+            5.0..=MUCH,
+        ),
         case(
             "retry.yaml",
             ALL_DOWN,

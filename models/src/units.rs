@@ -360,6 +360,7 @@ mod tests {
         assert_eq!(bits("1GiB/s"), Ok(8 << 30));
         assert_eq!("1.5us".parse(), Ok(Picos(1_500_000)));
         assert_eq!("50ms".parse(), Ok(Picos(50 * G)));
+        assert_eq!(Picos(50 * G).as_secs_f64(), 0.05);
         assert_eq!("64KiB".parse(), Ok(ByteSize(65_536)));
         assert_eq!("3GiB".parse(), Ok(ByteSize(3 << 30)));
         assert_eq!("0.0B".parse(), Ok(ByteSize(0)));

@@ -674,5 +674,6 @@ fn step_word(record: &Record) -> u64 {
         Step::Rejected(reason) => 11 ^ (reason as u64) << 8,
         Step::Corrupt => 12,
         Step::Retried(reason) => 13 ^ (reason as u64) << 8,
+        Step::Lost(reason) => 14 ^ (reason as u64) << 8,
     }
 }

@@ -182,14 +182,7 @@ proptest! {
                     // What RESET discarded never completes.
                     prop_assert_eq!((rig.sent(0), rig.sent(1)), (vec![], vec![]));
                 }
-                Act::Link { side, up } => {
-                    let (host, now, pair) = (rig.pair.ends[side].host, rig.pair.now, &mut rig.pair);
-                    if up {
-                        pair.fabrics.link_up(host, PortId(0), now, &mut pair.queue, &mut pair.ready);
-                    } else {
-                        pair.fabrics.link_down(host, PortId(0), now, &mut pair.queue, &mut pair.ready);
-                    }
-                }
+                Act::Link { side, up } => rig.pair.link(side, up),
                 Act::Degrade { side } => {
                     let (host, now, pair) = (rig.pair.ends[side].host, rig.pair.now, &mut rig.pair);
                     pair.fabrics.degrade(host, PortId(0), 0.5, now, &mut pair.queue).unwrap();
@@ -198,8 +191,7 @@ proptest! {
         }
         // Everything ends: receives for all who wait, links up, time.
         for side in 0..2 {
-            let (host, now, pair) = (rig.pair.ends[side].host, rig.pair.now, &mut rig.pair);
-            pair.fabrics.link_up(host, PortId(0), now, &mut pair.queue, &mut pair.ready);
+            rig.pair.link(side, true);
             if state(&rig, side) != QpState::Reset {
                 rig.recv(side, 0, 100, &[]);
             }

@@ -3,5 +3,6 @@
 
 pub mod cluster;
 pub mod conformance;
+pub mod memory;
 pub mod network;
 pub mod stories;

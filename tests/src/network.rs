@@ -7,7 +7,7 @@ use std::time::Duration;
 use engine::driver;
 use engine::time::Span;
 
-/// The two ends. What leaves prefill's device goes through the first, what leaves decode's through the second.
+/// The two ends of the first wire. What leaves prefill's device goes through the first, what leaves decode's through the second.
 pub const ENDS: [&str; 2] = ["veth0", "veth1"];
 
 /// A queueing discipline on an end of the wire, taken away when this goes.

@@ -4,6 +4,7 @@ mod common;
 
 use common::{Case, cases, fault_free, faulty};
 use proptest::prelude::*;
+use sim::kit::{Build, Kit};
 
 proptest! {
     #![proptest_config(cases(60))]
@@ -11,23 +12,13 @@ proptest! {
     /// Without faults everything arrives, once, with the fewest bytes, no RNR NAK and no fence; nothing else changes, nothing is left.
     #[test]
     fn fault_free_runs_are_perfect(case in fault_free()) {
-        let mut t = case.play();
-        prop_assert!(t.run(), "not quiet within the bound: {}", case.state(&t));
-        let wrong = t.fault_free_violations();
-        prop_assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-        let wrong = t.shut_down();
-        prop_assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        case.keeps(Kit::fault_free_violations)?;
     }
 
     /// With faults every request ends, and no cache is lost, corrupted or leaked.
     #[test]
     fn faults_corrupt_and_leak_nothing(case in faulty()) {
-        let mut t = case.play();
-        prop_assert!(t.run(), "not quiet within the bound: {}", case.state(&t));
-        let wrong = t.violations();
-        prop_assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-        let wrong = t.shut_down();
-        prop_assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        case.keeps(Kit::violations)?;
     }
 }
 
@@ -52,7 +43,6 @@ proptest! {
 fn another_policy_or_seed_is_another_digest() {
     use engine::policy::{Granularity, OrderPolicy};
     use engine::time::Span;
-    use sim::kit::{Build, Kit};
     let digest = |change: fn(Build) -> Build| {
         let base = Kit::pair()
             .prefill(|i| i.tp(2).batch(128))

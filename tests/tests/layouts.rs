@@ -1,23 +1,31 @@
 //! Named pairs of layouts, byte by byte: everything arrives where the decode layout says, nothing else changes, and no byte more moves
-//! than the two layouts need.
+//! than the two layouts need. Written by prefill, read by decode, and through staging slots.
 
+use engine::policy::{Granularity, RailPolicy};
+use kvrail_tests::stories::{gqa, staged};
 use models::{DType, presets};
 use sim::kit::{Build, Kit};
 
-/// Prompts that end within a page, at its end, and span many: written by prefill, and read by decode.
-fn moves(build: Build) {
-    for build in [build.clone(), build.pull()] {
-        let mut t = build.bytes().build();
-        for (prompt, output) in [(1, 1), (16, 3), (64, 2), (300, 20), (131, 70)] {
-            t.request(prompt, output);
-        }
-        assert!(t.run(), "not quiet within the bound");
-        t.assert_fault_free();
+/// Prompts that end within a page, at its end, and span many. How many parts were staged.
+fn prompts(build: Build) -> u64 {
+    let mut t = build.bytes().build();
+    for (prompt, output) in [(1, 1), (16, 3), (64, 2), (300, 20), (131, 70)] {
+        t.request(prompt, output);
     }
+    assert!(t.run(), "not quiet within the bound");
+    let parts = t.world().counters().staged_parts;
+    t.assert_fault_free();
+    parts
 }
 
-fn gqa() -> Build {
-    Kit::pair().model("tiny-gqa")
+/// In both directions, and through slots of several sizes.
+fn moves(build: Build) {
+    prompts(build.clone());
+    prompts(build.clone().pull());
+    for (slot, slots, window) in [(3000, 64, 4), (1 << 20, 32, 1), (20_000, 16, 2)] {
+        let parts = prompts(build.clone().transfer(staged(slot, slots, window)));
+        assert!(parts >= 5, "nothing was staged");
+    }
 }
 
 fn mla_index_k() -> Build {
@@ -48,8 +56,9 @@ fn gqa_tp2_to_replicated_on_tp16() {
 }
 
 #[test]
-fn pp2_to_pp1() {
+fn pp2_to_pp1_and_back() {
     moves(gqa().prefill(|i| i.tp(2).pp(2)).decode(|i| i.tp(2)));
+    moves(gqa().prefill(|i| i.tp(2)).decode(|i| i.tp(4).pp(2)));
 }
 
 #[test]
@@ -63,13 +72,16 @@ fn page_64_to_1_scattered() {
 }
 
 #[test]
-fn token_major_to_head_major() {
+fn page_orders() {
     moves(gqa().prefill(|i| i.tp(2)).decode(|i| i.tp(4).head_major()));
+    moves(gqa().prefill(|i| i.tp(2).page(3).pages(400)).decode(|i| i.tp(4).head_major()));
+    moves(gqa().prefill(|i| i.tp(4).head_major()).decode(|i| i.tp(2).head_major()));
 }
 
 #[test]
-fn mla_tp8_to_tp16_with_index_keys() {
+fn mla_tp_up_with_index_keys() {
     moves(mla_index_k().prefill(|i| i.tp(8)).decode(|i| i.tp(16)));
+    moves(mla_index_k().prefill(|i| i.tp(4).page(16)).decode(|i| i.tp(8).page(64)));
 }
 
 #[test]
@@ -82,4 +94,14 @@ fn data_parallel_attention() {
     moves(gqa().prefill(|i| i.tp(4)).decode(|i| i.tp(8).dp(4)));
     moves(gqa().prefill(|i| i.tp(4).dp(2)).decode(|i| i.tp(4).pp(2)));
     moves(mla_index_k().prefill(|i| i.tp(4).dp(4)).decode(|i| i.tp(8).dp(2)));
+}
+
+#[test]
+fn layer_by_layer_and_on_several_rails() {
+    let build = gqa().prefill(|i| i.tp(2).pp(2).ports(2)).decode(|i| i.tp(4).ports(2)).transfer(|t| {
+        t.rails = 2;
+        t.rail_policy = RailPolicy::Striped;
+        t.granularity = Granularity::LayerWise { layers: 1 };
+    });
+    moves(build);
 }

@@ -1,5 +1,5 @@
 //! Pull: decode reads. What the protocol rules are for when prefill is the target, and stories of what goes wrong in the middle of a READ.
-//! Rules that the control channel's order protects as well are shown in `duo.rs`, for both directions.
+//! Rules that the control channel's order protects as well are shown in `duo`, for both directions.
 
 use engine::id::RequestId;
 use engine::node::Step;

@@ -1,6 +1,6 @@
 //! What each protocol rule is for: a scenario that ends clean with the rule, and without it shows the loss that the rule prevents.
 //!
-//! Rules that the control channel's order protects as well are shown on sender and receiver alone, in `duo.rs`.
+//! Rules that the control channel's order protects as well are shown on sender and receiver alone, in `duo`.
 
 use engine::node::Step;
 use engine::time::Span;

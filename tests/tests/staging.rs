@@ -1,4 +1,4 @@
-//! Staging: unlike layouts through few requests, byte by byte, with slots that are too few, and with everything that can break on the way.
+//! Staging: slots that are too few, and everything that can break on the way. That unlike layouts arrive byte by byte is shown in `layouts`.
 
 mod common;
 
@@ -6,86 +6,10 @@ use common::{Case, cases, faulty};
 use engine::policy::{Coalescing, Granularity, Staging, StagingCosts};
 use engine::registry::Message;
 use engine::time::Span;
-use engine::transfer::TransferConfig;
-use models::{DType, presets};
+use kvrail_tests::stories::{gqa, staged};
 use proptest::prelude::*;
-use sim::kit::{Build, Kit};
+use sim::kit::Kit;
 use sim::world::Fault;
-
-fn staged(slot: u64, slots: u32, window: u32) -> impl Fn(&mut TransferConfig) {
-    move |t| t.coalescing = Coalescing::Staging(Staging { slot, slots, window })
-}
-
-/// Prompts that end within a page, at its end, and span many, through slots of several sizes.
-fn moves(build: Build) {
-    for (slot, slots, window) in [(3000, 64, 4), (1 << 20, 32, 1), (20_000, 16, 2)] {
-        let mut t = build.clone().transfer(staged(slot, slots, window)).bytes().build();
-        for (prompt, output) in [(1, 1), (16, 3), (64, 2), (300, 20), (131, 70)] {
-            t.request(prompt, output);
-        }
-        assert!(t.run(), "not quiet within the bound");
-        assert!(t.world().counters().staged_parts >= 5, "nothing was staged");
-        t.assert_fault_free();
-    }
-}
-
-fn gqa() -> Build {
-    Kit::pair().model("tiny-gqa")
-}
-
-fn mla_index_k() -> Build {
-    let mut model = presets::lookup("tiny-mla").unwrap();
-    model.index_k = Some(models::IndexK { head_dim: 128 });
-    Kit::pair().model_of(model)
-}
-
-#[test]
-fn tensor_parallelism_up_and_down() {
-    moves(gqa().prefill(|i| i.tp(4)).decode(|i| i.tp(8)));
-    moves(gqa().prefill(|i| i.tp(8)).decode(|i| i.tp(4)));
-}
-
-#[test]
-fn replicated_heads() {
-    moves(gqa().prefill(|i| i.tp(16)).decode(|i| i.tp(2)));
-    moves(gqa().prefill(|i| i.tp(2)).decode(|i| i.tp(16)));
-}
-
-#[test]
-fn pipeline_stages() {
-    moves(gqa().prefill(|i| i.tp(2).pp(2)).decode(|i| i.tp(2)));
-    moves(gqa().prefill(|i| i.tp(2)).decode(|i| i.tp(4).pp(2)));
-}
-
-#[test]
-fn unlike_pages_and_orders() {
-    moves(gqa().prefill(|i| i.page(16)).decode(|i| i.page(64)));
-    moves(gqa().prefill(|i| i.page(64)).decode(|i| i.page(1).pages(1024).scatter()));
-    moves(gqa().prefill(|i| i.tp(2).page(3).pages(400)).decode(|i| i.tp(4).head_major()));
-    moves(gqa().prefill(|i| i.tp(4).head_major()).decode(|i| i.tp(2).head_major()));
-}
-
-#[test]
-fn latents_and_index_keys() {
-    moves(mla_index_k().prefill(|i| i.tp(4).page(16)).decode(|i| i.tp(8).page(64)));
-    moves(Kit::pair().model("tiny-mla").dtype(DType::Fp8Packed).decode(|i| i.page(64)));
-}
-
-#[test]
-fn data_parallel_attention() {
-    moves(gqa().prefill(|i| i.tp(4)).decode(|i| i.tp(8).dp(4)));
-    moves(mla_index_k().prefill(|i| i.tp(4).dp(4)).decode(|i| i.tp(8).dp(2)));
-}
-
-#[test]
-fn layer_by_layer_and_on_several_rails() {
-    let build = gqa().prefill(|i| i.tp(2).pp(2).ports(2)).decode(|i| i.tp(4).ports(2)).transfer(|t| {
-        t.rails = 2;
-        t.rail_policy = engine::policy::RailPolicy::Striped;
-        t.granularity = Granularity::LayerWise { layers: 1 };
-    });
-    moves(build);
-}
 
 /// Exactly one sender writes the aux row of each decode rank, whatever the pipeline stages: the bytes are counted to the last one, and two
 /// writers would be 64 too many.
@@ -251,6 +175,31 @@ fn auto_chooses_by_layout() {
     assert!(parts(4, 8) > 0);
 }
 
+/// With the planner's choice a room without slots goes directly: a crowd does not wait for slots to come back.
+#[test]
+fn auto_waits_for_no_slot() {
+    let run = |coalescing: Coalescing| {
+        let mut t = Kit::pair()
+            .model("llama-3.1-8b")
+            .prefill(|i| i.tp(4).pages(400))
+            .decode(|i| i.tp(8).pages(400))
+            .network(400.0, Span::us(1))
+            .transfer(move |t| t.coalescing = coalescing)
+            .build();
+        for _ in 0..20 {
+            t.request(256, 2);
+        }
+        assert!(t.run());
+        let parts = t.world().counters().staged_parts;
+        t.assert_fault_free();
+        parts
+    };
+    let few = Staging { slots: 8, ..Staging::default() };
+    let staged = run(Coalescing::Staging(few));
+    let auto = run(Coalescing::Auto(few, StagingCosts::default()));
+    assert!(auto > 0 && auto < staged, "{auto} parts staged of {staged}");
+}
+
 /// Llama-3.1-70B, TP4 to TP8 in token-major pages of 16: at most a fiftieth of the requests, every byte right, and sooner on a ConnectX-7.
 #[test]
 fn a_fiftieth_of_the_requests_and_sooner() {
@@ -311,11 +260,6 @@ proptest! {
     /// Faults on top: every request ends, and no cache is lost, corrupted or leaked.
     #[test]
     fn faults_corrupt_and_leak_nothing(case in staged_and_faulty()) {
-        let mut t = case.play();
-        prop_assert!(t.run(), "not quiet within the bound: {}", case.state(&t));
-        let wrong = t.violations();
-        prop_assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-        let wrong = t.shut_down();
-        prop_assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        case.keeps(Kit::violations)?;
     }
 }

@@ -10,7 +10,7 @@
 //!   until the frame is back.
 //! - Work: processor time of the server's own thread for a request.
 //!
-//! Runs alternate. Printed are medians over the runs, with the least and the greatest. In the environment: RUNS (7), MS of a run (1000), and
+//! Each run does all of these, one after the other. Printed are medians over the runs, with the least and the greatest. In the environment: RUNS (7), MS of a run (1000), and
 //! RATE, the first that is tried (20000 a second).
 
 mod play;
@@ -77,8 +77,8 @@ fn main() {
         frames.len() as f64 / sample.rooms.len() as f64,
         frames.iter().sum::<usize>() as f64 / frames.len() as f64
     );
-    let [mut real, mut bare, mut ratios] = [const { Vec::new() }; 3];
-    let [mut registry, mut echo] = [const { Vec::new() }; 2];
+    let [mut real, mut bare, mut ratios, mut halves, mut p99] = [const { Vec::new() }; 5];
+    let [mut registry, mut echo, mut registry_at_half, mut echo_at_half] = [const { Vec::new() }; 4];
     for _ in 0..runs {
         let (most, run) = capacity(Server::Registry, first, span);
         registry.extend(run);
@@ -87,6 +87,15 @@ fn main() {
         real.push(most);
         bare.push(bare_most);
         ratios.push(most / bare_most);
+        // At once: on a machine that others share, half of what was handled a minute ago may be all.
+        let half = most / 2.0;
+        let script = write(half, span);
+        let timed = [Server::Registry, Server::Echo].map(|server| play(&script, server, true));
+        p99.push(timed[0].quantile(99) / timed[1].quantile(99));
+        let [registry, echo] = timed;
+        registry_at_half.push(registry);
+        echo_at_half.push(echo);
+        halves.push(half);
     }
     let all = |runs: &[Run], figure: fn(&Run) -> f64| -> Vec<f64> { runs.iter().map(figure).collect() };
     show("registry, processor time of its thread for a request, us", &all(&registry, Run::work_us));
@@ -96,23 +105,10 @@ fn main() {
     show("registry, requests/s", &real);
     show("echo of the same frames, requests/s", &bare);
     show("ratio (wanted: 0.6 or more)", &ratios);
-
-    let half = spread(&real).0 / 2.0;
-    let script = write(half, span);
-    let (mut registry, mut echo) = (Vec::new(), Vec::new());
-    for _ in 0..runs {
-        registry.push(play(&script, Server::Registry, true));
-        echo.push(play(&script, Server::Echo, true));
-    }
-    println!("at {half:.0} requests/s");
-    show("registry, p50, us", &all(&registry, |run| run.quantile(50)));
-    show("echo, p50, us", &all(&echo, |run| run.quantile(50)));
-    show("registry, p99, us", &all(&registry, |run| run.quantile(99)));
-    show("echo, p99, us", &all(&echo, |run| run.quantile(99)));
-    let ratios: Vec<f64> = registry
-        .iter()
-        .zip(&echo)
-        .map(|(registry, echo)| registry.quantile(99) / echo.quantile(99))
-        .collect();
-    show("ratio of p99 (wanted: 2 or less)", &ratios);
+    show("at half of the registry's, requests/s", &halves);
+    show("registry, p50, us", &all(&registry_at_half, |run| run.quantile(50)));
+    show("echo, p50, us", &all(&echo_at_half, |run| run.quantile(50)));
+    show("registry, p99, us", &all(&registry_at_half, |run| run.quantile(99)));
+    show("echo, p99, us", &all(&echo_at_half, |run| run.quantile(99)));
+    show("ratio of p99 (wanted: 2 or less)", &p99);
 }

@@ -34,6 +34,11 @@ pub(crate) fn is_router(node: usize) -> bool {
     node < ROUTERS
 }
 
+/// The how manyth room of all this is.
+pub(crate) fn number(key: RoomKey) -> usize {
+    (key.room.0 as u32 as u64 * ROUTERS as u64 + (key.room.0 >> 32)) as usize
+}
+
 /// A frame of a client.
 pub(crate) struct Said {
     /// Since the start of the load.
@@ -184,7 +189,7 @@ impl Writer {
                     }
                 }
                 Event::Done(node, key) => {
-                    self.script.rooms[key.room.0 as usize].done = now.since(self.begin);
+                    self.script.rooms[number(key)].done = now.since(self.begin);
                     self.say(node, &Message::Done { key, outcome: Outcome::Finished });
                 }
                 Event::ToRegistry(node, frame) => {
@@ -259,7 +264,8 @@ impl Writer {
             ..Request::default()
         };
         let member = |node: usize| self.peers[router].members[node].expect("joined");
-        let key = RoomKey { room: Room(room), attempt: 0 };
+        // As a router does it: rooms of its own, one after the other.
+        let key = RoomKey { room: Room(((router as u64) << 32) | (room / ROUTERS as u64)), attempt: 0 };
         let message = Message::Create { key, prefill: member(prefill), decode: member(decode), request };
         self.script.rooms[room as usize].create = self.now.since(self.begin);
         self.say(router, &message);
@@ -288,7 +294,7 @@ impl Writer {
                     self.say(node, &Message::Query { instance: peer });
                 }
                 if self.peers[node].role == Role::Decode {
-                    self.script.rooms[key.room.0 as usize].publish = self.now.since(self.begin);
+                    self.script.rooms[number(key)].publish = self.now.since(self.begin);
                     self.say(node, &Message::Publish(pages(key)));
                     self.at(self.now + GENERATION, Event::Done(node, key));
                 }
@@ -328,12 +334,12 @@ fn facts() -> Facts {
 }
 
 fn pages(key: RoomKey) -> PageList {
-    let first = |i: u64| Page((key.room.0 * 7 + i * 977) as u32 % 16_000 + 1);
+    let first = |i: u64| Page((number(key) as u64 * 7 + i * 977) as u32 % 16_000 + 1);
     let runs = (0..10).map(|i| PageRun { first: first(i), count: 4 }).collect();
     PageList {
         key,
         fence_epoch: 0,
-        slot: (key.room.0 % 512) as u16,
+        slot: (number(key) % 512) as u16,
         generation: 1,
         group: 0,
         credits: 16,

@@ -62,6 +62,8 @@ pub struct Client {
     /// Whether a registry was lost since the last Welcome.
     restarted: bool,
     lease: Span,
+    /// Until when nothing waits patiently.
+    hurried: Time,
     /// Sending time of the last heartbeat that the registry is known to have seen.
     seen_at: Option<Time>,
     /// Heartbeats on the way, by number.
@@ -126,6 +128,7 @@ impl Client {
             state: State::Idle,
             restarted: false,
             lease: Span(0),
+            hurried: Time::ZERO,
             seen_at: None,
             beats: VecDeque::new(),
             beat: 0,
@@ -394,6 +397,9 @@ impl Client {
             State::Joining | State::Joined | State::Leaving => {}
         }
         let due = self.beat_at() <= now;
+        if now < self.hurried {
+            self.session.hurry();
+        }
         self.session.note(now);
         if !due && self.session.deadline() > now {
             return;
@@ -448,6 +454,16 @@ impl Client {
         self.state == State::Ended
     }
 
+    /// The other side is short of pages: until then nothing waits for a frame that leaves anyway.
+    pub fn hurry(&mut self, until: Time) {
+        self.hurried = until;
+    }
+
+    /// How long silence may last before the registry gives a client up; 0 before registration.
+    pub fn lease(&self) -> Span {
+        self.lease
+    }
+
     /// Until when the registry certainly takes this instance for alive, by the node's own clock. One sixteenth of the
     /// lease is kept back for clocks that run at different speeds.
     pub fn lease_until(&self) -> Option<Time> {
@@ -458,11 +474,6 @@ impl Client {
     pub fn lease_valid(&self, now: Time) -> bool {
         matches!(self.state, State::Joined | State::Leaving)
             && self.lease_until().is_some_and(|until| now < until)
-    }
-
-    /// Messages and pieces that the registry has not acknowledged.
-    pub fn backlog(&self) -> usize {
-        self.session.backlog()
     }
 
     /// What it has counted.

@@ -3,6 +3,7 @@
 use super::{Facts, Role};
 use crate::id::{InstanceId, NodeId};
 use crate::map::Map;
+use crate::time::Time;
 use std::collections::{BTreeMap, VecDeque};
 
 /// What waits for an instance of an earlier epoch to come back.
@@ -21,6 +22,8 @@ pub(super) struct Instance {
     pub(super) node: NodeId,
     pub(super) role: Role,
     pub(super) facts: Option<Box<Facts>>,
+    /// Until when it is short of pages, as far as it said.
+    pub(super) short: Time,
 }
 
 /// What is known of an instance id.
@@ -74,6 +77,9 @@ impl Members {
     }
     pub(super) fn get(&self, instance: InstanceId) -> Option<&Instance> {
         self.all.get(&instance)
+    }
+    pub(super) fn get_mut(&mut self, instance: InstanceId) -> Option<&mut Instance> {
+        self.all.get_mut(&instance)
     }
     pub(super) fn iter(&self) -> impl Iterator<Item = (InstanceId, &Instance)> {
         self.all.iter().map(|(id, instance)| (*id, instance))

@@ -62,12 +62,75 @@ impl RoomState {
     }
 }
 
+/// Slots that are made at a time.
+const CHUNK: usize = 1024;
+
+/// Rooms by slot, in chunks that stay where they are: growing copies nothing, which would hold up all that waits for milliseconds.
+#[derive(Clone, Debug, Default)]
+struct Slots {
+    chunks: Vec<Box<[Option<RoomState>]>>,
+    len: u32,
+}
+
+impl Slots {
+    fn get(&self, slot: u32) -> Option<&Option<RoomState>> {
+        self.chunks.get(slot as usize / CHUNK)?.get(slot as usize % CHUNK)
+    }
+
+    fn get_mut(&mut self, slot: u32) -> Option<&mut Option<RoomState>> {
+        self.chunks.get_mut(slot as usize / CHUNK)?.get_mut(slot as usize % CHUNK)
+    }
+
+    /// A new slot, with nothing in it.
+    fn add(&mut self) -> u32 {
+        if self.len as usize == self.chunks.len() * CHUNK {
+            self.chunks.push(vec![None; CHUNK].into());
+        }
+        self.len += 1;
+        self.len - 1
+    }
+}
+
+/// Rooms of one leaf of the [`Index`].
+const LEAF: usize = 16;
+
+/// From a room to a slot. A router numbers its rooms one after the other, so that neighbours share a cache line: a table of single rooms is
+/// sixteen times as large, and cold for each message.
+#[derive(Clone, Debug, Default)]
+struct Index(Map<u64, Leaf>);
+
+/// Slots of neighbouring rooms, [`NONE`] where there is none.
+#[derive(Clone, Copy, Debug)]
+struct Leaf([u32; LEAF]);
+
+impl Index {
+    fn place(room: Room) -> (u64, usize) {
+        (room.0 / LEAF as u64, (room.0 % LEAF as u64) as usize)
+    }
+
+    fn get(&self, room: Room) -> Option<u32> {
+        let (leaf, at) = Self::place(room);
+        Some(self.0.get(&leaf)?.0[at]).filter(|slot| *slot != NONE)
+    }
+
+    /// Sets the slot of a room, to [`NONE`] too. What it was.
+    fn set(&mut self, room: Room, slot: u32) -> u32 {
+        let (key, at) = Self::place(room);
+        let leaf = self.0.or_insert_with(key, || Leaf([NONE; LEAF]));
+        let before = std::mem::replace(&mut leaf.0[at], slot);
+        if slot == NONE && leaf.0.iter().all(|slot| *slot == NONE) {
+            self.0.remove(&key);
+        }
+        before
+    }
+}
+
 /// Rooms by id, the latest attempt first. Ended ones stay for a while, so that what comes late can be answered.
 #[derive(Clone, Debug)]
 pub(super) struct Rooms {
-    slots: Vec<Option<RoomState>>,
+    slots: Slots,
     free: Vec<u32>,
-    latest: Map<Room, u32>,
+    latest: Index,
     tombs: VecDeque<(Time, u32)>,
     live: usize,
     keep: Span,
@@ -77,9 +140,9 @@ pub(super) struct Rooms {
 impl Rooms {
     pub(super) fn new(keep: Span, most_tombs: usize) -> Self {
         Self {
-            slots: Vec::new(),
+            slots: Slots::default(),
             free: Vec::new(),
-            latest: Map::default(),
+            latest: Index::default(),
             tombs: VecDeque::new(),
             live: 0,
             keep,
@@ -96,17 +159,17 @@ impl Rooms {
         self.tombs.len()
     }
     pub(super) fn at(&mut self, slot: u32) -> Option<&mut RoomState> {
-        self.slots.get_mut(slot as usize)?.as_mut()
+        self.slots.get_mut(slot)?.as_mut()
     }
     /// The latest attempt at a room.
     pub(super) fn latest(&self, room: Room) -> Option<&RoomState> {
-        self.slots[*self.latest.get(&room)? as usize].as_ref()
+        self.slots.get(self.latest.get(room)?)?.as_ref()
     }
     /// Just this attempt.
     pub(super) fn find(&self, key: &RoomKey) -> Option<u32> {
-        let mut slot = *self.latest.get(&key.room)?;
+        let mut slot = self.latest.get(key.room)?;
         loop {
-            let state = self.slots.get(slot as usize)?.as_ref()?;
+            let state = self.slots.get(slot)?.as_ref()?;
             if state.key.attempt == key.attempt {
                 return Some(slot);
             }
@@ -116,12 +179,11 @@ impl Rooms {
 
     /// Adds the newest attempt at a room.
     pub(super) fn insert(&mut self, mut state: RoomState) -> u32 {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            self.slots.len() as u32 - 1
-        });
-        state.older = self.latest.insert(state.key.room, slot).unwrap_or(NONE);
-        self.slots[slot as usize] = Some(state);
+        let slot = self.free.pop().unwrap_or_else(|| self.slots.add());
+        state.older = self.latest.set(state.key.room, slot);
+        if let Some(place) = self.slots.get_mut(slot) {
+            *place = Some(state);
+        }
         self.live += 1;
         slot
     }
@@ -142,7 +204,7 @@ impl Rooms {
 
     /// Slots that may be in use, for the rare walk over all rooms.
     pub(super) fn slots(&self) -> std::ops::Range<u32> {
-        0..self.slots.len() as u32
+        0..self.slots.len
     }
 
     /// Forgets tombstones whose time is up, and the oldest above the bound.
@@ -156,14 +218,11 @@ impl Rooms {
     }
 
     fn forget(&mut self, slot: u32) {
-        let Some(state) = self.slots[slot as usize].take() else { return };
+        let Some(state) = self.slots.get_mut(slot).and_then(Option::take) else { return };
         self.free.push(slot);
-        let Some(&head) = self.latest.get(&state.key.room) else { return };
+        let Some(head) = self.latest.get(state.key.room) else { return };
         if head == slot {
-            match state.older {
-                NONE => self.latest.remove(&state.key.room),
-                older => self.latest.insert(state.key.room, older),
-            };
+            self.latest.set(state.key.room, state.older);
             return;
         }
         let mut at = head;

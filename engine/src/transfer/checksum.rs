@@ -63,45 +63,24 @@ pub(super) fn of_feed(
         let index = if target { group.pool_dst } else { group.pool_src };
         let (pool, own) = (&layout.pools()[index], &memory.ranks[rank.index()].pools[index]);
         // Buffers in runs whose streams are evenly spaced.
-        let mut run: Option<(Range<u32>, u64)> = None;
+        let mut runs: Vec<(Range<u32>, u64)> = Vec::new();
         let lanes = share.lanes.iter().zip(&share.layers).filter(|(_, layer)| layers.contains(layer));
         for (lane, layer) in lanes {
             let offset = if target { lane.remote } else { lane.local };
             let buffer = (offset / own.grid.pitch) as u32;
             let stream = stream_position(pool.buffers[buffer as usize].kind, *layer, model_layers);
-            match &mut run {
+            match runs.last_mut() {
                 Some((buffers, first))
                     if buffers.end == buffer && stream == *first + buffers.len() as u64 * LAYER_STRIDE =>
                 {
                     buffers.end += 1;
                 }
-                _ => {
-                    if let Some(run) = run.replace((buffer..buffer + 1, stream)) {
-                        sum = sum.wrapping_add(of_rows(
-                            fabric,
-                            memory,
-                            group,
-                            pool,
-                            (own.buf, target),
-                            table,
-                            tokens,
-                            run,
-                        )?);
-                    }
-                }
+                _ => runs.push((buffer..buffer + 1, stream)),
             }
         }
-        if let Some(run) = run {
-            sum = sum.wrapping_add(of_rows(
-                fabric,
-                memory,
-                group,
-                pool,
-                (own.buf, target),
-                table,
-                tokens,
-                run,
-            )?);
+        for run in runs {
+            let rows = of_rows(fabric, memory, group, pool, (own.buf, target), table, tokens, run)?;
+            sum = sum.wrapping_add(rows);
         }
     }
     Ok(sum)
@@ -158,4 +137,19 @@ fn of_rows(
         page_start = run_end;
     }
     Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bit_of_a_sum_is_kept() {
+        let sum = 0x1234_5678_9abc_def0;
+        assert_eq!(fold(sum), 0x5678_9abc_def0 ^ 0x1234);
+        for bit in 0..64 {
+            assert_ne!(fold(sum ^ 1 << bit), fold(sum), "bit {bit}");
+            assert_eq!(fold(sum ^ 1 << bit) >> 48, 0);
+        }
+    }
 }

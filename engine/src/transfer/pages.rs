@@ -268,6 +268,30 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn pages_in_a_row_are_preferred_to_the_first_ones() {
+        let mut pool = PagePool::new(300, false);
+        let mut tables: Vec<PageTable> = (0..10).map(|_| PageTable::default()).collect();
+        for table in &mut tables {
+            assert!(pool.take(20, table));
+        }
+        for hole in [1, 3] {
+            assert_eq!(pool.give_all(&mut tables[hole]), 0);
+        }
+        let taken = |pool: &mut PagePool, count| {
+            let mut table = PageTable::default();
+            assert!(pool.take(count, &mut table));
+            table.runs().iter().map(|run| (run.first.0, run.count)).collect::<Vec<_>>()
+        };
+        // Pages 1..201 were given out, 20 at a time; the second and the fourth twenty came back.
+        assert_eq!(taken(&mut pool, 50), [(201, 50)]);
+        assert_eq!(taken(&mut pool, 15), [(21, 15)]);
+        assert_eq!(taken(&mut pool, 20), [(61, 20)]);
+        // Where nothing is long enough: what there is.
+        assert_eq!(taken(&mut pool, 54).iter().map(|run| run.1).sum::<u32>(), 54);
+        assert_eq!(pool.free(), 0);
+    }
+
     proptest! {
         #[test]
         fn every_page_has_one_owner(pages in 2u32..200, scatter: bool, steps in proptest::collection::vec((any::<bool>(), 0u32..40), 1..60)) {
@@ -306,6 +330,7 @@ mod tests {
             let got: Vec<u32> = table.slice(a, b).flat_map(|r| r.first.0..r.first.0 + r.count).collect();
             let want: Vec<u32> = flat.iter().copied().enumerate().filter(|(i, _)| (a..b).contains(&(*i as u32))).map(|(_, p)| p).collect();
             prop_assert_eq!(got, want);
+            prop_assert_eq!(table.is_empty(), flat.is_empty());
         }
     }
 }

@@ -415,14 +415,19 @@ pub(super) fn stream_position(kind: BufferKind, layer: u32, layers: u32) -> u64 
 pub(super) const LAYER_STRIDE: u64 = 1 << 40;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::registry::RankFacts;
     use models::presets;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    fn facts(model: &Model, parallel: Parallel, page_size: u32, head_major: bool) -> Facts {
+    pub(in super::super) fn facts(
+        model: &Model,
+        parallel: Parallel,
+        page_size: u32,
+        head_major: bool,
+    ) -> Facts {
         let (tp, pp, dp) = (parallel.tp as u16, parallel.pp as u16, parallel.dp as u16);
         let mut facts = Facts { tp, pp, dp, page_size, head_major, ..Facts::default() };
         let layout = layout_of(model, DType::Bf16, &facts).unwrap();
@@ -438,7 +443,7 @@ mod tests {
         facts
     }
 
-    fn pairing(model: &Model, src: &Facts, dst: &Facts, rails: u16) -> Pairing {
+    pub(in super::super) fn pairing(model: &Model, src: &Facts, dst: &Facts, rails: u16) -> Pairing {
         Pairing::new(model, DType::Bf16, src, dst, ReplicaChoice::ByDestination, rails, &Reach::Any).unwrap()
     }
 
@@ -534,6 +539,18 @@ mod tests {
             }
             let classes: BTreeSet<u32> = shares.iter().map(|s| s.class).collect();
             prop_assert!(classes.iter().copied().eq(0..classes.len() as u32));
+        }
+    }
+
+    #[test]
+    fn streams_are_evenly_spaced() {
+        for layers in [1, 3, 61] {
+            let of = |kind| (0..layers).map(move |layer| stream_position(kind, layer, layers));
+            let all: Vec<u64> =
+                [BufferKind::K, BufferKind::V, BufferKind::IndexK].into_iter().flat_map(of).collect();
+            let want: Vec<u64> = (0..3 * u64::from(layers)).map(|nth| nth * LAYER_STRIDE).collect();
+            assert_eq!(all, want);
+            assert!(of(BufferKind::Latent).eq(of(BufferKind::K)));
         }
     }
 

@@ -156,4 +156,22 @@ mod tests {
             prop_assert_eq!(AuxRow::from_bytes(&aux.to_bytes()), aux);
         }
     }
+
+    #[test]
+    fn no_bit_of_a_seal_can_change_unseen() {
+        let key = RoomKey { room: Room(0x0123_4567_89ab_cdef), attempt: 2 };
+        let seal = Seal { key, parts: 3, sum: 0x1234_5678_9abc };
+        for bit in 0..8 * SEAL_BYTES as usize {
+            let mut bytes = seal.to_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Seal::from_bytes(&bytes, key), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn first_tokens_tell_requests_apart() {
+        let tokens: std::collections::BTreeSet<u32> =
+            (0..1000).map(|id| AuxRow::first_token(RequestId(id))).collect();
+        assert_eq!(tokens.len(), 1000);
+    }
 }

@@ -60,6 +60,12 @@ impl Findings {
 /// Events at one instant, after which time counts as standing still.
 const MOST_AT_ONCE: u64 = 1_000_000;
 
+/// Longer than anything is waited for. The router waits for instances, then for a request, and gives up; sent back, it begins anew.
+pub(super) fn longest_wait(spec: &Spec) -> Span {
+    let t = &spec.transfer;
+    span(t.room_timeout) * 20 + span(t.lease) * 8 + span(t.drain_timeout) * 4 + SETTLE * 2
+}
+
 /// A watcher at work.
 pub(super) struct Look {
     watcher: Watcher,
@@ -95,13 +101,11 @@ impl Look {
             },
             prefix_cache: spec.batch.prefix_cache,
         };
-        let t = &spec.transfer;
         Self {
             watcher: Watcher::new(world, what),
             lookout,
-            // The router waits for instances, then for a request, and gives up; sent back, it begins anew.
-            bound: span(t.room_timeout) * 20 + span(t.lease) * 8 + span(t.drain_timeout) * 4 + SETTLE * 2,
-            linger: span(t.drain_timeout).max(span(t.retransmit) * 4),
+            bound: longest_wait(spec),
+            linger: span(spec.transfer.drain_timeout).max(span(spec.transfer.retransmit) * 4),
             last_arrival: zero,
             events_then: world.events(),
             instant: (zero, world.events()),

@@ -25,6 +25,7 @@ pub fn transitions() -> Vec<(Who, State, State)> {
         (Who::Router, State::Routed, State::Queued),
         (Who::Router, State::Routed, State::Finished),
         (Who::Router, State::Routed, State::Failed),
+        (Who::Router, State::Routed, State::Lost),
         (Who::Router, State::Routed, State::Rejected),
     ];
     for who in Who::ALL.into_iter().filter(|who| *who != Who::Router) {

@@ -51,9 +51,15 @@ pub struct AutoSpec {
     /// As of `staging`.
     #[serde(deserialize_with = "field::count")]
     pub window: u32,
-    /// Time of a work request.
+    /// CPU time to build a work request.
+    pub build: Picos,
+    /// CPU time of each further SGE of one.
+    pub sge: Picos,
+    /// Time of a work request on its queue pair.
     pub request: Picos,
-    /// Time of a copy within a host's memory, whatever its size.
+    /// CPU time to start a copy within a host's memory.
+    pub submit: Picos,
+    /// Time of such a copy on its GPU, whatever its size.
     pub copy: Picos,
     /// Rate of such a copy.
     pub copy_rate: Bandwidth,
@@ -66,7 +72,10 @@ impl Default for AutoSpec {
             slot: staging.slot,
             slots: staging.slots,
             window: staging.window,
+            build: Picos(costs.build.0),
+            sge: Picos(costs.sge.0),
             request: Picos(costs.request.0),
+            submit: Picos(costs.submit.0),
             copy: Picos(costs.copy.0),
             copy_rate: Bandwidth::from_bits_per_sec(costs.copy_rate * 8),
         }
@@ -132,6 +141,7 @@ impl Coalescing {
     /// As the engine has it.
     pub(crate) fn policy(&self) -> engine::policy::Coalescing {
         use engine::policy::{Coalescing as Policy, Staging, StagingCosts};
+        use engine::time::Span;
         let memory = self.staging().map(|s| Staging { slot: s.slot.0, slots: s.slots, window: s.window });
         match (self, memory) {
             (Coalescing::Direct, _) | (_, None) => Policy::Direct,
@@ -139,8 +149,11 @@ impl Coalescing {
             (Coalescing::Auto(auto), Some(memory)) => Policy::Auto(
                 memory,
                 StagingCosts {
-                    request: engine::time::Span(auto.request.0),
-                    copy: engine::time::Span(auto.copy.0),
+                    build: Span(auto.build.0),
+                    sge: Span(auto.sge.0),
+                    request: Span(auto.request.0),
+                    submit: Span(auto.submit.0),
+                    copy: Span(auto.copy.0),
                     copy_rate: auto.copy_rate.bits_per_sec() / 8,
                 },
             ),

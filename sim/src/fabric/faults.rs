@@ -7,6 +7,17 @@ use engine::fabric::{Error, Event, Fabric as _, QpState};
 use engine::id::{CqId, PortId, QpId};
 use engine::time::{Span, Time};
 
+/// What goes wrong with a port (true), or is right again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortFault {
+    /// It has no link.
+    Down(bool),
+    /// It is out of service: its host hears that it is down, packets pass all the same.
+    Drained(bool),
+    /// Its NIC resets: its queue pairs fail, each with an event, and its link is down until the NIC is back.
+    Reset(bool),
+}
+
 /// What is wrong with a port.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PortFaults {
@@ -103,91 +114,45 @@ impl Fabrics {
         }
     }
 
-    /// Changes what is wrong with a port. What is on the way when packets stop to pass is lost, and so are ACKs.
-    fn set_port(
+    /// Changes what is wrong with a port. What is on the way when packets stop to pass is lost, and so are ACKs; queue pairs go on at their next
+    /// retry when packets pass again.
+    pub fn port_fault(
         &mut self,
         host: usize,
         port: PortId,
-        now: Time,
-        q: &mut impl Schedule,
-        change: impl FnOnce(&mut PortFaults),
-    ) {
-        let own = self.touch(host as u32, now);
-        let Some(faults) = own.faults.ports.get_mut(port.index()) else { return };
-        let passed = faults.passes();
-        change(faults);
-        let (passes, up) = (faults.passes(), faults.passes() && !faults.drained);
-        if std::mem::replace(&mut own.ports[port.index()].up, up) != up {
-            own.push_event(if up { Event::PortUp(port) } else { Event::PortDown(port) });
-        }
-        if passed && !passes {
-            let global = own.global(port);
-            for h in 0..self.hosts.len() as u32 {
-                for id in self.hosts[h as usize].qp_ids() {
-                    self.cut_off(h, id, global, now, q);
-                }
-            }
-        }
-    }
-
-    /// A port loses its link. What is on the way to it, and ACKs over it, are lost.
-    pub fn link_down(
-        &mut self,
-        host: usize,
-        port: PortId,
+        fault: PortFault,
         now: Time,
         q: &mut impl Schedule,
         ready: &mut Vec<Ready>,
     ) {
-        self.set_port(host, port, now, q, |faults| faults.down = true);
-        self.settle(now, q, ready);
-    }
-
-    /// A port gets its link back. Queue pairs go on at their next retry.
-    pub fn link_up(
-        &mut self,
-        host: usize,
-        port: PortId,
-        now: Time,
-        q: &mut impl Schedule,
-        ready: &mut Vec<Ready>,
-    ) {
-        self.set_port(host, port, now, q, |faults| faults.down = false);
-        self.settle(now, q, ready);
-    }
-
-    /// A port is taken out of service, or put back: its host hears that it is down (up), packets pass all the same.
-    pub fn link_drain(
-        &mut self,
-        host: usize,
-        port: PortId,
-        drained: bool,
-        now: Time,
-        q: &mut impl Schedule,
-        ready: &mut Vec<Ready>,
-    ) {
-        self.set_port(host, port, now, q, |faults| faults.drained = drained);
-        self.settle(now, q, ready);
-    }
-
-    /// A NIC resets, or is back. Its queue pairs fail, each with an event, and its link is down until it is back.
-    pub fn nic_reset(
-        &mut self,
-        host: usize,
-        port: PortId,
-        reset: bool,
-        now: Time,
-        q: &mut impl Schedule,
-        ready: &mut Vec<Ready>,
-    ) {
-        if reset {
+        if fault == PortFault::Reset(true) {
             for qp in self.hosts[host].qp_ids() {
                 if self.hosts[host].qp_ref(qp).is_some_and(|p| p.port == port) {
                     self.break_qp(host, qp, now);
                 }
             }
         }
-        self.set_port(host, port, now, q, |faults| faults.reset = reset);
+        let own = self.touch(host as u32, now);
+        if let Some(faults) = own.faults.ports.get_mut(port.index()) {
+            let passed = faults.passes();
+            match fault {
+                PortFault::Down(down) => faults.down = down,
+                PortFault::Drained(drained) => faults.drained = drained,
+                PortFault::Reset(reset) => faults.reset = reset,
+            }
+            let (passes, up) = (faults.passes(), faults.passes() && !faults.drained);
+            if std::mem::replace(&mut own.ports[port.index()].up, up) != up {
+                own.push_event(if up { Event::PortUp(port) } else { Event::PortDown(port) });
+            }
+            if passed && !passes {
+                let global = own.global(port);
+                for h in 0..self.hosts.len() as u32 {
+                    for id in self.hosts[h as usize].qp_ids() {
+                        self.cut_off(h, id, global, now, q);
+                    }
+                }
+            }
+        }
         self.settle(now, q, ready);
     }
 

@@ -39,6 +39,7 @@ mod steps;
 
 pub use copy::CopyCosts;
 pub use counters::{Counters, Objects};
+pub use faults::PortFault;
 pub use host::SimFabric;
 pub use mistakes::Mistakes;
 pub use steps::Lane;

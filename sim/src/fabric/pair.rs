@@ -1,6 +1,6 @@
 //! Two connected queue pairs on two hosts, and an event queue to run them: the smallest testbed.
 
-use super::{FabricEvent, Fabrics, HostSpec, PortSpec, Ready, SimFabric};
+use super::{FabricEvent, Fabrics, HostSpec, PortFault, PortSpec, Ready, SimFabric};
 use crate::net::Topology;
 use crate::nic::NicProfile;
 use crate::queue::EventQueue;
@@ -175,6 +175,13 @@ impl Pair {
     /// What the other end needs to connect to end `i`.
     pub fn endpoint(&self, i: usize) -> Result<Endpoint> {
         self.fabrics.host_ref(self.ends[i].host).endpoint(self.ends[i].qp)
+    }
+
+    /// One end's port loses its link now, or has it back.
+    pub fn link(&mut self, i: usize, up: bool) {
+        let End { host, port, .. } = self.ends[i];
+        let fault = PortFault::Down(!up);
+        self.fabrics.port_fault(host, port, fault, self.now, &mut self.queue, &mut self.ready);
     }
 
     /// A call of the node on side `i`; what it posted starts to move.

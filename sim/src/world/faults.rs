@@ -4,6 +4,7 @@ use super::triggers::Trigger;
 use super::{AnyNode, Dead, Ev, Waiting, World};
 use crate::control::Disturbed;
 use crate::digest::Digest;
+use crate::fabric::PortFault;
 use crate::fault::{Fault, FaultKind, Pace, Struck};
 use engine::id::{NodeId, QpId};
 use engine::node::Node as _;
@@ -255,9 +256,12 @@ impl World {
         let active = || self.faults.active.iter().filter(|active| same_place(active, &fault));
         let any = active().next().is_some();
         match fault {
-            Fault::LinkDown { host, port } if any => self.fabrics.link_down(host, port, now, q, ready),
-            Fault::LinkDown { host, port } => self.fabrics.link_up(host, port, now, q, ready),
-            Fault::LinkDrain { host, port } => self.fabrics.link_drain(host, port, any, now, q, ready),
+            Fault::LinkDown { host, port } => {
+                self.fabrics.port_fault(host, port, PortFault::Down(any), now, q, ready);
+            }
+            Fault::LinkDrain { host, port } => {
+                self.fabrics.port_fault(host, port, PortFault::Drained(any), now, q, ready);
+            }
             Fault::Degrade { host, port, .. } => {
                 let to =
                     active().filter_map(|f| if let Fault::Degrade { to, .. } = f { Some(*to) } else { None });
@@ -272,7 +276,9 @@ impl World {
                 });
                 self.fabrics.lose_packets(host, port, 1.0 - keep);
             }
-            Fault::NicReset { host, port } => self.fabrics.nic_reset(host, port, any, now, q, ready),
+            Fault::NicReset { host, port } => {
+                self.fabrics.port_fault(host, port, PortFault::Reset(any), now, q, ready);
+            }
             Fault::CompletionDelay { host, .. } => {
                 let by = active()
                     .filter_map(|f| if let Fault::CompletionDelay { by, .. } = f { Some(*by) } else { None });

@@ -205,7 +205,11 @@ impl Case {
                 if let Some((slot, slots, window, auto)) = self.staging.filter(|_| !self.pull) {
                     let staging = Staging { slot, slots, window };
                     // Copies that cost about as much as requests, so that both are chosen.
-                    let costs = StagingCosts { copy: Span::ns(400), ..StagingCosts::default() };
+                    let costs = StagingCosts {
+                        submit: Span::ns(100),
+                        copy: Span::ns(400),
+                        ..StagingCosts::default()
+                    };
                     t.coalescing =
                         if auto { Coalescing::Auto(staging, costs) } else { Coalescing::Staging(staging) };
                 }
@@ -266,6 +270,16 @@ impl Case {
             t.request_with(Request { prompt, output, blocks, tenant: index % 3, ..Request::default() });
         }
         t
+    }
+
+    /// Plays it to its end and looks for what breaks these laws, and for what is left after shutdown.
+    pub(crate) fn keeps(&self, laws: fn(&mut Kit) -> Vec<String>) -> Result<(), TestCaseError> {
+        let mut t = self.play();
+        prop_assert!(t.run(), "not quiet within the bound: {}", self.state(&t));
+        for wrong in [laws(&mut t), t.shut_down()] {
+            prop_assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        }
+        Ok(())
     }
 
     /// For people, when a case hangs.

@@ -3,21 +3,23 @@
 use engine::node::Step;
 use engine::policy::RailPolicy;
 use engine::time::Span;
-use kvrail_tests::stories::{one_request, shows, shows_fault_free, slow, tries_one_request, without};
+use kvrail_tests::stories::{
+    Outage, in_transfer, meets, one_request, shows, shows_fault_free, slow, tries_one_request, without,
+};
 use sim::kit::{Build, Ending, Kit};
 
 /// In the middle of a transfer the sender's link goes away for longer than its queue pairs try once: 0.54 s.
+const LOST: Outage = Outage { prefill: true, port: 0, after: Span::ms(5), down: Span::s(1) };
+
+/// A rail that is late: what goes over another one overtakes.
+const LATE: Outage = Outage { prefill: true, port: 0, after: Span(0), down: Span::ms(60) };
+
 fn link_lost(build: Build) -> Kit {
-    let mut t = build.build();
-    let a = t.request(100, 5);
-    assert!(t.run_until(|t| t.saw(a, |s| *s == Step::TransferStart)));
-    t.run_for(Span::ms(5));
-    let node = t.prefill(0);
-    t.link_down(node, 0);
-    t.run_for(Span::s(1));
-    t.link_up(node, 0);
-    t.run();
-    t
+    meets(LOST, build).0
+}
+
+fn late(build: Build) -> Kit {
+    meets(LATE, build).0
 }
 
 /// The poller wrote the error of a failed completion to the log and went on to the next one. Nobody ever told the request: it waited for
@@ -39,19 +41,6 @@ fn case_03_a_count_that_is_never_reached() {
     shows_fault_free(tries_one_request, base, "sources_of_relation", "without faults");
 }
 
-/// Two rails, the first one slower: what goes over the second overtakes.
-fn two_rails(build: Build) -> Kit {
-    let mut t = build.build();
-    let a = t.request(100, 5);
-    assert!(t.run_until(|t| t.saw(a, |s| *s == Step::TransferStart)));
-    let node = t.prefill(0);
-    t.link_down(node, 0);
-    t.run_for(Span::ms(60));
-    t.link_up(node, 0);
-    t.run();
-    t
-}
-
 /// The row with the first token came last in program order, so its arrival was taken for the arrival of everything. It went over another
 /// queue pair than the KV and overtook it: decode began on pages that were still empty. Law: Success is seen only when all KV is in place.
 #[test]
@@ -60,7 +49,7 @@ fn case_04_the_aux_row_overtakes_the_kv() {
         t.rails = 2;
         t.rail_policy = RailPolicy::Striped;
     });
-    shows(two_rails, base, |r| r.seals = false, "wrong content");
+    shows(late, base, |r| r.seals = false, "wrong content");
 }
 
 /// Every pipeline stage wrote the row with the first token into the same place. Only the last stage has sampled one: whether decode saw that
@@ -70,17 +59,6 @@ fn case_05_every_pipeline_stage_writes_the_aux_row() {
     let base = Kit::pair().prefill(|i| i.pp(2).ports(2)).decode(|i| i.ports(2));
     shows_fault_free(one_request, base.clone(), "one_aux_writer", "bytes moved");
     // Stage 0 is late: its row is the one that stays.
-    let late = |build: Build| {
-        let mut t = build.build();
-        let a = t.request(100, 5);
-        assert!(t.run_until(|t| t.saw(a, |s| *s == Step::TransferStart)));
-        let node = t.prefill(0);
-        t.link_down(node, 0);
-        t.run_for(Span::ms(60));
-        t.link_up(node, 0);
-        t.run();
-        t
-    };
     let slow = slow().prefill(|i| i.pp(2).ports(2)).decode(|i| i.ports(2));
     shows(late, slow, |r| r.one_aux_writer = false, "wrong content");
 }
@@ -119,9 +97,7 @@ fn case_12_a_request_that_is_queued_again_inherits_success() {
 #[test]
 fn case_22_the_opcode_of_a_failed_completion() {
     let dies = |build: Build| {
-        let mut t = build.build();
-        let a = t.request(100, 5);
-        assert!(t.run_until(|t| t.saw(a, |s| *s == Step::TransferStart)));
+        let (mut t, _) = in_transfer(build);
         t.run_for(Span::ms(5));
         let node = t.decode(0);
         t.fail_qp(node, 0);
@@ -131,8 +107,8 @@ fn case_22_the_opcode_of_a_failed_completion() {
     shows(dies, slow().pull(), |r| r.status_first = false, "wrong content");
     // Pushed, prefill believes in a delivery that was none: decode learns nothing, and the request is lost where it could be had.
     let ending = |build: Build| {
-        let t = link_lost(build);
-        t.ending(engine::id::RequestId(0))
+        let (t, request) = meets(LOST, build);
+        t.ending(request)
     };
     assert_eq!(ending(slow()), Some(Ending::Finished));
     assert!(matches!(ending(without(slow(), "status_first")), Some(Ending::Failed(_))));

@@ -1,8 +1,7 @@
 //! What one side believes of the other: cases 10, 11, 15 and 17.
 
-use engine::node::Step;
 use engine::time::Span;
-use kvrail_tests::stories::{shows, slow, without};
+use kvrail_tests::stories::{Outage, meets, shows, slow, without};
 use sim::kit::{Build, Ending};
 
 /// A link was down for a moment. The first send that failed put the peer on a list, and nothing ever took it off: all later requests to it failed
@@ -10,14 +9,8 @@ use sim::kit::{Build, Ending};
 #[test]
 fn case_10_one_failed_send_blacklists_a_peer() {
     let ends = |build: Build| {
-        let mut t = build.build();
-        let a = t.request(100, 5);
-        assert!(t.run_until(|t| t.saw(a, |s| *s == Step::TransferStart)));
-        t.run_for(Span::ms(5));
-        let node = t.prefill(0);
-        t.link_down(node, 0);
-        t.run_for(Span::s(3));
-        t.link_up(node, 0);
+        let outage = Outage { prefill: true, port: 0, after: Span::ms(5), down: Span::s(3) };
+        let (mut t, _) = meets(outage, build);
         assert!(t.run());
         // Nothing happens any more.
         let later: Vec<_> = (0..3)
@@ -68,28 +61,12 @@ fn case_15_no_failure_message() {
 /// Law: Success is seen only after all of it is in place, and all ranks of a side agree.
 #[test]
 fn case_17_ranks_disagree() {
-    let story = |build: Build| {
-        let mut t = build.build();
-        let a = t.request(100, 5);
-        assert!(t.run_until(|t| t.saw(a, |s| *s == Step::TransferStart)));
-        // One rank's port is late.
-        let node = t.decode(0);
-        t.link_down(node, 1);
-        t.run_for(Span::ms(60));
-        t.link_up(node, 1);
-        t.run();
-        t
-    };
+    // One rank's port is late.
+    let late = Outage { prefill: false, port: 1, after: Span(0), down: Span::ms(60) };
     let base = || slow().prefill(|i| i.tp(2).ports(2)).decode(|i| i.tp(4).ports(2));
-    shows(story, base(), |r| r.all_ranks = false, "wrong content");
+    shows(|build| meets(late, build).0, base(), |r| r.all_ranks = false, "wrong content");
     // And a rank that fails takes the others with it: the outcome is one, and told to all.
-    let mut t = base().decode(|i| i.transfer(|t| t.room_deadline = Span::ms(30))).build();
-    let a = t.request(100, 5);
-    assert!(t.run_until(|t| t.saw(a, |s| *s == Step::TransferStart)));
-    let node = t.decode(0);
-    t.link_down(node, 1);
-    t.run_for(Span::ms(60));
-    t.link_up(node, 1);
+    let (mut t, a) = meets(late, base().decode(|i| i.transfer(|t| t.room_deadline = Span::ms(30))));
     assert!(t.run());
     assert!(!t.succeeded(a) && matches!(t.ending(a), Some(Ending::Failed(_))));
     t.assert_clean();

@@ -7,14 +7,13 @@ use engine::time::Span;
 use kvrail_tests::cluster::{Cluster, Devices};
 use kvrail_tests::network::{Discipline, wait_for_bytes};
 
-use crate::{PATIENCE, secs, sleep};
+use crate::{PATIENCE, STAGED, secs, sleep};
 
 /// A prefill in mid-transfer: its requests fail within twice the lease, all others succeed, and started again it serves again.
-#[test]
-fn killed_prefill() {
+fn killed(sets: &[&str]) {
     let Some(devices) = Devices::find() else { return };
     let lease = Span::s(2);
-    let sets = [
+    let common = [
         "transfer.lease=2s",
         // Longer than what waits on the slow wire takes.
         "transfer.ack_timeout=19",
@@ -24,6 +23,7 @@ fn killed_prefill() {
         "workload.arrival={fixed: {rate: 6}}",
         "workload.synthetic={requests: 84, prompt: {fixed: 256}, output: {fixed: 8}}",
     ];
+    let sets = [&common[..], sets].concat();
     let mut cluster = Cluster::start(&devices, "quickstart", &sets);
     let begun = cluster.begin(PATIENCE);
     cluster.wait_for_requests(4, PATIENCE);
@@ -67,6 +67,17 @@ fn killed_prefill() {
         secs(lease),
         outcome.rows.len() - failed.len(),
     );
+}
+
+#[test]
+fn killed_prefill() {
+    killed(&[]);
+}
+
+/// What it had gathered and not written goes with it; what decode had not scattered is not decode's.
+#[test]
+fn killed_prefill_that_stages() {
+    killed(&[&STAGED[..], &["cluster.decode.tp=2"]].concat());
 }
 
 /// The registry, in mid-transfer, for shorter than a lease: nobody notices.

@@ -1,6 +1,7 @@
 //! Real processes on real devices: `tests/soft-roce/run` runs these where there are none.
 #![cfg(feature = "verbs")]
 
+mod content;
 mod end;
 mod kill;
 mod netem;
@@ -16,6 +17,14 @@ use kvrail_tests::cluster::{Cluster, Devices, Folder, Outcome, send};
 
 /// How long processes may take to come, or requests to end, in a machine that is emulated.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Parts of requests go through staging slots, and what arrives is compared with its checksum; pages are unlike on the two sides.
+const STAGED: [&str; 4] = [
+    "policy.coalescing={staging: {slot: 64KiB, slots: 32, window: 4}}",
+    "transfer.checksums=true",
+    "cluster.prefill.page_order=head-major",
+    "cluster.decode.page_size=32",
+];
 
 fn secs(span: Span) -> f64 {
     span.as_secs()
@@ -81,6 +90,31 @@ fn quickstart_on_grouped_heads() {
 fn quickstart_on_latent_attention() {
     let Some(devices) = Devices::find() else { return };
     run(&devices, &["model=tiny-mla"]).assert_clean();
+}
+
+#[test]
+fn quickstart_through_staging_slots() {
+    let Some(devices) = Devices::find() else { return };
+    let outcome = run(&devices, &STAGED);
+    outcome.assert_clean();
+    let (parts, requests) = (outcome.number("/staged_parts"), outcome.number("/work_requests"));
+    let tokens = outcome.number("/prompt_tokens");
+    // Directly it takes several for each token: a row is cut in two.
+    assert!(parts >= 100.0 && requests * 5.0 < tokens, "{parts} parts, {requests} requests, {tokens} tokens");
+    println!("{tokens} tokens in {requests} work requests, {parts} staged parts");
+}
+
+#[test]
+fn quickstart_read_by_decode() {
+    let Some(devices) = Devices::find() else { return };
+    let sets = [
+        "policy.direction=pull",
+        "transfer.checksums=true",
+        "cluster.decode.page_size=32",
+        // A READ for each token of each buffer: its remote side is one range.
+        "workload.synthetic={requests: 20, prompt: {uniform: {min: 16, max: 128}}, output: {fixed: 8}}",
+    ];
+    run(&devices, &sets).assert_clean();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use engine::time::Span;
 use kvrail_tests::cluster::{Cluster, Devices};
 use kvrail_tests::network::{Discipline, queue_pairs};
 
-use crate::{PATIENCE, secs, sleep};
+use crate::{PATIENCE, STAGED, secs, sleep};
 
 const LEASE: Span = Span::s(2);
 
@@ -80,6 +80,13 @@ fn paused(name: &str, column: &str, reads: bool, rate: &str, sets: &[&str]) {
 #[test]
 fn paused_prefill() {
     paused("prefill-0", "prefill_instance", false, "400kbit", &["cluster.decode.memory=2560KiB"]);
+}
+
+/// The same through staging slots, whose next owners are other rooms.
+#[test]
+fn paused_prefill_that_stages() {
+    let sets = [&STAGED[..], &["cluster.decode.memory=2560KiB"]].concat();
+    paused("prefill-0", "prefill_instance", false, "400kbit", &sets);
 }
 
 /// The same on the side that is read from.

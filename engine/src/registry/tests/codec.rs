@@ -150,6 +150,7 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
         (reason(), ".{0,80}").prop_map(|(reason, why)| Message::Refused { reason, why }),
         Just(Message::Heartbeat),
         Just(Message::Leave),
+        Just(Message::Short),
         instance().prop_map(|instance| Message::Query { instance }),
         (instance(), facts()).prop_map(|(instance, facts)| Message::FactsOf { instance, facts }),
         (instance(), role(), any::<[u32; 3]>(), any::<u16>()).prop_map(|(instance, role, n, groups)| {
@@ -174,6 +175,7 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
         ),
         (key(), vec(any::<u32>(), 0..9)).prop_map(|(key, done)| Message::Scattered { key, done }),
         (key(), reason()).prop_map(|(key, reason)| Message::Abort { key, reason }),
+        (key(), reason()).prop_map(|(key, reason)| Message::Cancel { key, reason }),
         (key(), any::<bool>(), any::<bool>())
             .prop_map(|(key, delivered, clean)| Message::Report { key, report: Report { delivered, clean } }),
         (key(), outcome).prop_map(|(key, outcome)| Message::Done { key, outcome }),
@@ -305,4 +307,14 @@ fn consecutive_blocks_cost_a_few_bytes() {
     let mut bytes = Vec::new();
     encode(&Message::Create { key, prefill, decode: peer, request }, &mut bytes);
     assert!(bytes.len() < 40, "{}", bytes.len());
+}
+
+#[test]
+fn the_last_page_number_is_one() {
+    let mut list = super::net::list(super::net::key(1));
+    list.pages = vec![PageRun { first: Page(u32::MAX), count: 1 }];
+    list.total = 1;
+    let mut bytes = Vec::new();
+    encode(&Message::Publish(list.clone()), &mut bytes);
+    assert_eq!(decode(&bytes), Ok(Message::Publish(list)));
 }

@@ -195,6 +195,7 @@ fn only_participants_are_heard() {
         Message::Done { key: key(1), outcome: Outcome::Finished },
         Message::Report { key: key(1), report: Report { delivered: true, clean: true } },
         Message::Abort { key: key(1), reason: Reason::Aborted },
+        Message::Cancel { key: key(1), reason: Reason::Aborted },
     ] {
         net.toys[3].client.send(&message);
     }
@@ -216,18 +217,18 @@ fn only_participants_are_heard() {
 }
 
 #[test]
-fn an_abort_reaches_both_sides_and_each_ends_on_its_own_word() {
+fn a_cancel_reaches_both_sides_and_each_ends_on_its_own_word() {
     let mut net = net();
     net.toys[2].passive = true;
     create(&mut net, 1);
     net.run(Span::ms(1));
-    net.toys[0].client.send(&Message::Abort { key: key(1), reason: Reason::Deadline });
+    net.toys[0].client.send(&Message::Cancel { key: key(1), reason: Reason::Deadline });
     net.run(Span::ms(1));
     assert_eq!(outcome(&net, 1), Some(Outcome::Failed(Reason::Deadline)));
     assert_eq!(net.toys[1].rooms[&key(1)].report, Some(Report { delivered: false, clean: true }));
     assert_eq!(net.registry().held().rooms, 0);
     // Once more: the tombstone answers.
-    net.toys[0].client.send(&Message::Abort { key: key(1), reason: Reason::Deadline });
+    net.toys[0].client.send(&Message::Cancel { key: key(1), reason: Reason::Deadline });
     net.run(Span::ms(1));
     assert_eq!(net.toys[0].dones[&key(1)].len(), 2);
 }
@@ -250,7 +251,7 @@ fn a_failed_decode_ends_prefill_too() {
 fn a_page_list_for_an_unknown_room_is_answered() {
     let mut net = net();
     net.toys[2].client.send(&Message::Publish(list(key(77))));
-    net.toys[0].client.send(&Message::Abort { key: key(78), reason: Reason::Aborted });
+    net.toys[0].client.send(&Message::Cancel { key: key(78), reason: Reason::Aborted });
     net.run(Span::ms(1));
     let abort = Message::Abort { key: key(77), reason: Reason::PeerGone };
     assert!(net.toys[2].events.contains(&ClientEvent::Message(abort)));
@@ -398,7 +399,7 @@ fn tables_are_bounded() {
     }
     let before = net.registry().footprint();
     for room in 10..200 {
-        net.toys[0].client.send(&Message::Abort { key: key(room), reason: Reason::Aborted });
+        net.toys[0].client.send(&Message::Cancel { key: key(room), reason: Reason::Aborted });
         net.run(Span::ms(100));
     }
     net.run(Span::ms(500));
@@ -434,4 +435,19 @@ fn a_run_repeats_itself_frame_by_frame() {
         (net.wire.carried, net.registry().stats(), format!("{:?}", net.toys[0].dones))
     };
     assert_eq!(run(), run());
+}
+
+#[test]
+fn who_leaves_before_it_began_has_ended() {
+    let mut client = Toy::new(Role::Decode, 1).client;
+    assert!(!client.is_ended());
+    client.leave(Time::ZERO);
+    assert!(client.is_ended());
+    // And who has begun only when the registry knows.
+    let mut net = net();
+    net.toys[2].client.leave(net.now);
+    net.toys[2].client.leave(net.now);
+    assert!(!net.toys[2].client.is_ended());
+    net.run(Span::s(1));
+    assert!(net.toys[2].client.is_ended());
 }

@@ -180,4 +180,47 @@ fn a_dead_peer_is_asked_ever_less_often() {
         now = session.deadline();
     }
     assert_eq!(times, [0, 250, 750, 1750, 3750, 5750, 7750]);
+    assert_eq!((session.stats().frames, session.stats().retransmitted), (7, 6));
+}
+
+#[test]
+fn what_is_in_no_hurry_rides_or_leaves_after_the_delay() {
+    let config = SessionConfig::default();
+    let mut session = Session::new(config);
+    let flush = |session: &mut Session, now| {
+        let mut out = Outbox::default();
+        session.flush(now, NodeId(1), Header::default(), false, &mut out);
+        out.frames().map(|(_, bytes)| Frame::parse(bytes).unwrap().header.count).collect::<Vec<_>>()
+    };
+    let start = Time::ZERO + Span::s(1);
+    session.queue_patiently(|out| out.push(1));
+    assert!(flush(&mut session, start).is_empty());
+    assert_eq!(session.deadline(), start + config.ack_delay);
+    assert_eq!(flush(&mut session, start + config.ack_delay), [1]);
+    session.queue_patiently(|out| out.push(2));
+    assert!(flush(&mut session, start + config.ack_delay).is_empty());
+    session.queue(|out| out.push(3));
+    assert_eq!(flush(&mut session, start + config.ack_delay), [2]);
+}
+
+#[test]
+fn what_was_acknowledged_is_gone_and_the_rest_is_kept() {
+    let config = SessionConfig { window: 1, ..SessionConfig::default() };
+    let mut pair = Pair::new(config, Faults::NONE, 1);
+    pair.say(0, 10);
+    pair.say(0, 20);
+    assert_eq!((pair.ends[0].backlog(), pair.ends[0].backlog_bytes()), (2, 16 + 26));
+    let again = pair.ends[0].renew().expect("nothing was acknowledged");
+    assert_eq!((again.backlog(), again.backlog_bytes()), (2, 16 + 26));
+    let turn = |pair: &mut Pair, from: usize| {
+        let mut out = Outbox::default();
+        pair.ends[from].flush(pair.now, NodeId(0), Header::default(), from == 1, &mut out);
+        out.frames().for_each(|(_, bytes)| pair.receive(1 - from, bytes));
+    };
+    turn(&mut pair, 0);
+    turn(&mut pair, 1);
+    assert_eq!((pair.ends[0].backlog(), pair.ends[0].backlog_bytes()), (1, 26));
+    pair.run(Time::NEVER);
+    pair.at_rest();
+    assert!(pair.ends[0].renew().is_none(), "the other end knows some of it");
 }

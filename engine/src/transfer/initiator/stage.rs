@@ -1,12 +1,12 @@
 //! Staged parts at the initiator: cut, gathered into slots of its own, and posted when the target's slot is free for them.
 
-use super::super::pairing::{Pairing, Share};
+use super::super::pairing::{Pairing, Share, Wire};
 use super::super::stage::{CELL_BYTES, Cut, Header, cut, gather, per_token};
 use super::super::wire::{AUX_BYTES, Immediate, SEAL_BYTES, SLOT_BYTES};
 use super::Initiator;
 use super::room::{Part, PartState, Remote, Room};
 use crate::fabric::{LocalCopy, Plan};
-use crate::id::{CopyId, Rank};
+use crate::id::{CopyId, PortId, Rank};
 use crate::node::{Cx, Reason};
 use crate::policy::{JobId, Load};
 use crate::registry::{Facts, PageRun, RoomKey};
@@ -59,6 +59,46 @@ pub(super) struct Place {
     pub cell: u64,
     /// Offset of the part from the base of the staging slots.
     pub bulk: u64,
+}
+
+/// What a feed shares with the others of its room.
+struct Beside {
+    /// The feed's first port at the initiator.
+    port: Option<PortId>,
+    /// Ports that it has there.
+    ports: u64,
+    /// Feeds on the busier one of its two ports.
+    sharing: u64,
+    /// Feeds of the busier one of its two ranks.
+    copying: u64,
+}
+
+impl Beside {
+    fn of(pairing: &Pairing, feed: usize) -> Self {
+        let Some(own) = pairing.wires.iter().find(|wire| usize::from(wire.feed) == feed) else {
+            return Self { port: None, ports: 1, sharing: 1, copying: 1 };
+        };
+        let room = || {
+            let groups = (own.src_group, own.dst_group);
+            pairing.wires.iter().filter(move |wire| (wire.src_group, wire.dst_group) == groups)
+        };
+        // Wires of a feed lie side by side.
+        let feeds = |shares: fn(&Wire, &Wire) -> bool| {
+            let mut of: Vec<u16> = room().filter(|wire| shares(wire, own)).map(|wire| wire.feed).collect();
+            of.dedup();
+            of.len().max(1) as u64
+        };
+        let mut ports: Vec<PortId> =
+            room().filter(|wire| wire.feed == own.feed).map(|wire| wire.src_port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        Self {
+            port: Some(own.src_port),
+            ports: ports.len() as u64,
+            sharing: feeds(|a, b| a.src_port == b.src_port).max(feeds(|a, b| a.dst_port == b.dst_port)),
+            copying: feeds(|a, b| a.src == b.src).max(feeds(|a, b| a.dst == b.dst)),
+        }
+    }
 }
 
 /// Most staging slots that a room may have.
@@ -210,19 +250,37 @@ impl Initiator {
         piece: &Cut,
         slot: u64,
     ) -> bool {
+        if !self.config.coalescing.predicts() {
+            return self.config.coalescing.staging().is_some();
+        }
         let feed = &pairing.feeds[f];
-        let mut requests = 0;
-        if self.config.coalescing.predicts() {
-            for share in &feed.shares {
-                requests += self
-                    .direct_plan(index, share, p, &piece.tokens, &piece.layers)
-                    .map_or(0, |p| p.requests());
+        let (mut requests, mut sges) = (0, 0);
+        for share in &feed.shares {
+            if let Some(plan) = self.direct_plan(index, share, p, &piece.tokens, &piece.layers) {
+                let totals = plan.totals(&(0..plan.requests()), self.config.max_message);
+                requests += totals.requests;
+                sges += totals.sges;
             }
         }
-        let port = pairing.wires.iter().find(|wire| usize::from(wire.feed) == f).map(|wire| wire.src_port);
-        let rate = port.and_then(|port| self.rates.get(port.index()).copied()).unwrap_or(0);
         let bytes = per_token(feed, &piece.layers) * piece.tokens.len() as u64;
-        self.config.coalescing.stages(&Load { bytes, requests, slot, rate })
+        let beside = Beside::of(pairing, f);
+        let rate = beside.port.and_then(|port| self.rates.get(port.index()).copied()).unwrap_or(0);
+        let window = self.config.window;
+        let fills = |all: u64, room: u64| all.div_ceil(room.max(1));
+        let chains = fills(requests, u64::from(self.config.send_depth).min(window.requests))
+            .max(fills(bytes.saturating_mul(beside.sharing), window.bytes));
+        let load = Load {
+            bytes,
+            requests,
+            sges,
+            slot,
+            rate: rate.saturating_mul(beside.ports),
+            chains,
+            pairs: pairing.feeds.len() as u64,
+            sharing: beside.sharing,
+            copying: beside.copying,
+        };
+        self.config.coalescing.stages(&load)
     }
 
     /// Starts to gather what of a job's next parts has a slot at both sides, and takes the job out of the queue if nothing of it can be
@@ -322,7 +380,11 @@ impl Initiator {
         let up = self.links.get(&room.spec.peer).is_some_and(super::Link::is_up);
         if up && !room.ending && part.state == PartState::Waiting && part.cursor == 0 {
             staged.gather = Gather::Ready(slot);
-            self.put_back(index, p);
+            if self.config.rules.staged_in_parts {
+                self.put_back(index, p);
+            } else {
+                self.put_back_chunk(index);
+            }
         } else {
             staged.gather = Gather::Idle;
             let (rank, again) = (staged.rank, !room.ending && part.state == PartState::Waiting);
@@ -331,6 +393,21 @@ impl Initiator {
                 self.put_back(index, p);
             }
             self.settle(cx, index);
+        }
+    }
+
+    /// Only where [`crate::transfer::Rules::staged_in_parts`] is off: posts what was gathered once all that was cut so far is.
+    fn put_back_chunk(&mut self, index: u32) {
+        let Some(room) = self.rooms.get(index as usize).and_then(Option::as_ref) else { return };
+        let unposted = || {
+            let waits =
+                |part: &Part| part.stage.is_some() && part.state == PartState::Waiting && part.cursor == 0;
+            (0u32..).zip(&room.parts).filter(move |(_, part)| waits(part))
+        };
+        if unposted().all(|(_, part)| !part.lacks_gather()) {
+            for p in unposted().map(|(p, _)| p).collect::<Vec<_>>() {
+                self.put_back(index, p);
+            }
         }
     }
 
@@ -480,4 +557,49 @@ pub(super) fn cut_staged(
         }
     }
     sealed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::pairing::tests::{facts, pairing};
+    use super::*;
+    use crate::id::Page;
+    use models::{Parallel, presets};
+
+    #[test]
+    fn slots_are_the_targets_and_shared_out_evenly() {
+        let model = presets::lookup("tiny-gqa").unwrap();
+        let src = facts(&model, Parallel::tp(2), 16, false);
+        let mut dst = facts(&model, Parallel::tp(1), 16, false);
+        (dst.stage_slots, dst.stage_bytes) = (4, 1024);
+        let pairing = pairing(&model, &src, &dst, 1);
+        assert_eq!(pairing.most_feeds(), 2);
+        let shared = |first, count, dst: &Facts| {
+            let mut stage = RemoteStage::new(&[PageRun { first: Page(first), count }]).unwrap();
+            stage.share_out(&pairing, dst).then_some(stage.window)
+        };
+        assert_eq!(shared(0, 4, &dst), Some(2));
+        assert_eq!(shared(2, 2, &dst), Some(1));
+        assert_eq!(shared(0, 0, &dst), Some(0));
+        assert_eq!(shared(1, 4, &dst), None, "slot 4 is not there");
+        assert_eq!(shared(0, 3, &dst), None, "no equal share");
+        dst.stage_bytes = 0;
+        assert_eq!(shared(0, 4, &dst), None, "it has no staging memory");
+        assert_eq!(shared(0, 0, &dst), Some(0));
+        assert!(RemoteStage::new(&[PageRun { first: Page(0), count: MOST_SLOTS + 1 }]).is_none());
+    }
+
+    #[test]
+    fn each_feed_has_slots_of_its_own_and_goes_round() {
+        let facts = Facts { slots: 3, stage_slots: 9, stage_bytes: 1000, ..Facts::default() };
+        let stage = RemoteStage { slots: vec![4, 5, 7, 8], window: 2 };
+        let place = |nth, sequence| {
+            let place = stage.place(nth, sequence, &facts).unwrap();
+            ((place.cell - 3 * SLOT_BYTES) / CELL_BYTES, place.bulk / 1000)
+        };
+        let places: Vec<_> = (0..2).flat_map(|nth| (0..3).map(move |sequence| (nth, sequence))).collect();
+        let got: Vec<_> = places.into_iter().map(|(nth, sequence)| place(nth, sequence)).collect();
+        assert_eq!(got, [(4, 4), (5, 5), (4, 4), (7, 7), (8, 8), (7, 7)]);
+        assert!(stage.place(2, 0, &facts).is_none());
+    }
 }

@@ -116,7 +116,7 @@ impl Target {
     pub fn can_open(&self, peer: InstanceId, group: u16) -> bool {
         let Some(needs) = self.needs_of(peer, group) else { return false };
         let depth = self.config.receive_depth;
-        let need = self.links.get(&peer).map_or(0, Self::stage_need);
+        let need = self.links.get(&peer).map_or(0, |link| self.stage_offer(link, group));
         let pool = self.stage.get(usize::from(group));
         !self.free_slots.is_empty()
             && (need == 0 || pool.is_some_and(|pool| need <= pool.free()))
@@ -164,7 +164,7 @@ impl Target {
         let sources = |feeds| pairing.feeds[named(feeds)].iter().map(|feed| Source::new(feed.src)).collect();
         let ranks: Vec<Vec<Source>> = pairing.feeds_of.iter().map(sources).collect();
         let generation = self.slots[usize::from(slot)].0;
-        let need = Self::stage_need(link);
+        let need = self.stage_offer(link, spec.group);
         let stage = self.take_stage(spec.group, need);
         let table_of = if stage.is_empty() { PageTable::default() } else { table.clone() };
         let room = Room {

@@ -49,6 +49,14 @@ impl Target {
         link.stage_window * link.pairing.most_feeds()
     }
 
+    /// Staging slots that a room of this peer would get now. Where the policy may choose, none is waited for: without slots the room goes
+    /// directly.
+    pub(super) fn stage_offer(&self, link: &Link, group: u16) -> u32 {
+        let need = Self::stage_need(link);
+        let free = self.stage.get(usize::from(group)).map_or(0, super::super::pages::PagePool::free);
+        if self.config.coalescing.predicts() && need > free { 0 } else { need }
+    }
+
     /// Takes a room's staging slots. They are there: [`Target::can_open`].
     pub(super) fn take_stage(&mut self, group: u16, need: u32) -> Vec<u32> {
         let mut taken = super::super::pages::PageTable::default();
