@@ -212,7 +212,7 @@ fn only_participants_are_heard() {
         request: Default::default(),
     });
     net.run(Span::ms(100));
-    assert_eq!(net.registry().stats().not_participant, 7);
+    assert_eq!(net.registry().stats().not_participant, 8);
     assert_eq!((outcome(&net, 1), net.registry().held().rooms), (None, 1));
 }
 
