@@ -133,6 +133,8 @@ fn run(
     let mut last_end = zero;
     // A request that failed while a step computed it keeps its pages until the step ends.
     let patience = Span(spec.transfer.drain_timeout.0) + SETTLE + longest_step(spec)?;
+    let bound = watched::longest_wait(spec);
+    let mut last_news = zero;
     loop {
         match &next {
             Some((at, _)) if world.next_time().is_some_and(|event| event < *at) => match &mut look {
@@ -160,10 +162,9 @@ fn run(
             if look.is_over(&world, next.is_none()) {
                 break;
             }
-        } else if world.has_records()
-            && let Some(end) = run.take(world.records())
-        {
-            last_end = end;
+        } else if world.has_records() {
+            last_news = world.now();
+            last_end = run.take(world.records()).unwrap_or(last_end);
         }
         if world.events() - looked >= STRIDE
             || (next.is_none() && run.all_final() && world.events() - looked >= 64)
@@ -172,6 +173,14 @@ fn run(
             let sim = world.now().since(zero).0;
             if !progress.update(run.ended(), requests.fraction(), sim) {
                 return Err(RunError::Interrupted);
+            }
+            // Whatever a request waits for would have ended by now: it never will.
+            if look.is_none()
+                && next.is_none()
+                && !run.all_final()
+                && world.now() > last_news.max(world.faults_until()) + bound
+            {
+                break;
             }
             if next.is_none()
                 && run.all_final()
@@ -192,6 +201,7 @@ fn run(
         registry_messages: world.counters().registry_messages,
         staged_parts: world.counters().staged_parts,
         copied_bytes: world.counters().copied_bytes,
+        checksum_mismatches: world.counters().checksum_mismatches,
         rnr_naks: world.fabrics().counters().rnr_naks,
         extrapolated: world.counters().extrapolated,
         events: world.events(),

@@ -99,6 +99,19 @@ fn wrong_arguments_are_bad_input() {
     fails(2, &["run", "quickstart.yaml", "--external"], &["--external", "--fabric verbs"]);
     fails(2, &["run", "quickstart.yaml", "--collect", "tcp://*:1"], &["--collect", "--fabric verbs"]);
     fails(2, &["run", "quickstart.yaml", "--fabric", "verbs", "--external"], &["--collect"]);
+    // What only the simulator can do is not passed over.
+    let faults = "faults=[{at: 1s, crash: {node: decode-0}}]";
+    for (set, parts) in [
+        (faults, &["faults", "1 fault", "only the simulator", "--set faults=[]", "--fabric sim"][..]),
+        ("invariants=always", &["invariants", "--set invariants=none"]),
+        ("control.loss=0.1", &["control.loss", "0.1", "--set control.loss=0"]),
+    ] {
+        fails(2, &["run", "quickstart.yaml", "--fabric", "verbs", "--set", set], parts);
+        fails(2, &node(&["--name", "router", "--set", set]), parts);
+        fails(2, &["registry", "quickstart.yaml", "--bind", "tcp://127.0.0.1:*", "--set", set], parts);
+    }
+    fails(2, &["run", "outage.yaml", "--fabric", "verbs"], &["outage.yaml:", "faults", "faults=[]"]);
+    fails(2, &["run", "quickstart.yaml", "--fabric", "verbs", "--check"], &["--check", "--fabric sim"]);
     for (set, parts) in [
         ("verbs.prefill.devices=[mlx5_0/0]", &["verbs.prefill.devices", "mlx5_0/0", "mlx5_0/1"][..]),
         ("verbs.prefill.devices=[a, a]", &["verbs.prefill.devices", "twice"]),

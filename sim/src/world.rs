@@ -5,9 +5,11 @@
 //! happens in one order, by (time, sequence), so a run depends on its configuration and seed alone.
 
 mod faults;
+mod triggers;
 
 pub use crate::fault::Fault;
 pub use faults::Maker;
+pub use triggers::Trigger;
 
 use crate::control::{Arrival, Channel, ControlConfig};
 use crate::digest::Digest;
@@ -589,6 +591,9 @@ impl World {
             out.clear();
             self.out = out;
         }
+        if !self.faults.triggers.is_empty() {
+            self.trip(node);
+        }
         self.arm(node);
         self.settle();
     }
@@ -669,5 +674,6 @@ fn step_word(record: &Record) -> u64 {
         Step::Rejected(reason) => 11 ^ (reason as u64) << 8,
         Step::Corrupt => 12,
         Step::Retried(reason) => 13 ^ (reason as u64) << 8,
+        Step::Lost(reason) => 14 ^ (reason as u64) << 8,
     }
 }

@@ -386,7 +386,7 @@ fn cut_off_with_clocks_apart(drift_ppm: i32, requests: u32, shortest: u32) -> (K
     assert!(t.run());
     let (mut failed, mut late) = (0, 0);
     for request in requests {
-        let gone = t.steps(request).find(|s| s.node == ROUTER && matches!(s.record.step, Step::Failed(_)));
+        let gone = t.steps(request).find(|s| s.node == ROUTER && matches!(s.record.step, Step::Lost(_)));
         let Some(gone) = gone else { continue };
         failed += 1;
         late += usize::from(t.steps(request).any(|s| s.record.step == Step::Finished && s.at > gone.at));

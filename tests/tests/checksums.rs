@@ -1,7 +1,7 @@
 //! End-to-end checksums: equal for equal content wherever it lies, and another one for whatever else arrives.
 
 use engine::node::{Reason, Step};
-use engine::policy::{Granularity, RailPolicy};
+use engine::policy::{Coalescing, Granularity, RailPolicy, Staging};
 use engine::time::Span;
 use engine::transfer::Rules;
 use models::{DType, IndexK, presets};
@@ -113,6 +113,44 @@ fn sums_survive_reconnects_and_restarts() {
                 all.into_iter().for_each(|request| t.assert_finished(request));
                 t.assert_clean();
             }
+        }
+    }
+}
+
+/// Staged: what changes in a slot, at either copy or on the wire, is seen when it is in its pages, and counted.
+#[test]
+fn staged_parts_are_summed_up_where_they_end() {
+    let base = |bytes: bool| {
+        let build =
+            Kit::pair().model("tiny-gqa").prefill(|i| i.tp(2).batch(70)).decode(|i| i.tp(4)).transfer(|t| {
+                t.coalescing = Coalescing::Staging(Staging { slot: 3000, slots: 64, window: 4 });
+                (t.checksums, t.verify) = (true, false);
+            });
+        if bytes { build.bytes() } else { build.phantom() }
+    };
+    let mistakes = [
+        Mistakes::default(),
+        Mistakes { bits_flipped: true, ..Mistakes::default() },
+        Mistakes { copies_flipped: true, ..Mistakes::default() },
+    ];
+    for bytes in [false, true] {
+        for mistake in mistakes {
+            let mut t = base(bytes).build();
+            t.world_mut().fabrics_mut().set_mistakes(mistake);
+            let a = t.request(300, 5);
+            assert!(t.run());
+            let counters = t.world().counters();
+            assert!(counters.staged_parts > 10, "{counters:?}");
+            if mistake == Mistakes::default() {
+                t.assert_finished(a);
+                assert_eq!(counters.checksum_mismatches, 0);
+                t.assert_fault_free();
+                continue;
+            }
+            assert_eq!(t.ending(a), Some(Ending::Failed(Reason::Checksum)), "{mistake:?}");
+            assert!(!t.succeeded(a));
+            assert_eq!(counters.checksum_mismatches, 1, "one room");
+            t.assert_clean();
         }
     }
 }

@@ -70,9 +70,27 @@ fn a_cap_below_one_link_fails_its_requests_at_once() {
         let mut t = if pull { build.pull() } else { build }.build();
         let id = t.request(50, 3);
         assert!(t.run());
-        assert_eq!(t.ending(id), Some(Ending::Failed(Reason::Layout)), "pull: {pull}");
+        assert_eq!(t.ending(id), Some(Ending::Failed(Reason::Connection)), "pull: {pull}");
         assert!(t.now().0 < Span::s(30).0);
         t.assert_clean();
+    }
+}
+
+/// One side alone has no queue pairs to give: the other one hears why.
+#[test]
+fn whichever_side_cannot_connect_the_reason_is_told() {
+    for prefill in [false, true] {
+        for pull in [false, true] {
+            let build = Kit::pair().prefill(|i| i.tp(2)).decode(|i| i.tp(2));
+            let none = |i: sim::kit::Side| i.transfer(|t| t.max_queue_pairs = 1);
+            let build = if prefill { build.prefill(none) } else { build.decode(none) };
+            let mut t = if pull { build.pull() } else { build }.build();
+            let id = t.request(50, 3);
+            assert!(t.run());
+            let end = Some(Ending::Failed(Reason::Connection));
+            assert_eq!(t.ending(id), end, "pull: {pull}, prefill refuses: {prefill}");
+            t.assert_clean();
+        }
     }
 }
 
@@ -120,6 +138,6 @@ fn hosts_that_do_not_reach_each_other_are_told() {
     let mut t = Kit::pair().transfer(|t| t.reach = Reach::Pairs([(3, 3)].into())).build();
     let id = t.request(50, 3);
     assert!(t.run());
-    assert_eq!(t.ending(id), Some(Ending::Failed(Reason::Layout)));
+    assert_eq!(t.ending(id), Some(Ending::Failed(Reason::Connection)));
     t.assert_clean();
 }

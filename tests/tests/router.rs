@@ -4,6 +4,7 @@ use engine::node::{Reason, Request, Step};
 use engine::policy::{Limits, Retry, RoutingPolicy};
 use engine::registry::Message;
 use engine::time::{Span, Time};
+use proptest::prelude::*;
 use sim::kit::{Build, Ending, Kit, ROUTER};
 
 fn retrying(build: Build, attempts: u32, cooldown: Span) -> Build {
@@ -353,4 +354,138 @@ fn a_router_that_dies_takes_only_its_own_requests_along() {
     t.assert_finished(b);
     assert_ne!(t.room(a).map(|key| key.room), t.room(b).map(|key| key.room));
     t.assert_clean();
+}
+
+/// What steps say of a request's end, and by whom.
+fn last_words(t: &Kit, request: engine::id::RequestId) -> Vec<Step> {
+    let ends =
+        |step: &Step| matches!(step, Step::Finished | Step::Failed(_) | Step::Lost(_) | Step::Rejected(_));
+    t.steps(request).map(|stamped| stamped.record.step).filter(ends).collect()
+}
+
+fn impatient(build: Build, deadline: Span) -> Build {
+    build.router(|r| r.request_deadline = deadline).compute(Span::us(1), Span::us(100))
+}
+
+/// 60 tokens take 6 ms, and the router gives each request 3: decode stops and gives the pages back, and the rest of its batch goes on.
+#[test]
+fn a_deadline_stops_a_request_that_generates() {
+    for on_demand in [false, true] {
+        let build = Kit::pair().decode(|side| if on_demand { side.on_demand() } else { side });
+        let mut t = impatient(build, Span::ms(3)).build();
+        let late = t.request(100, 60);
+        t.run_for(Span::ms(2));
+        let (next, joins) = (t.request(100, 20), t.request(30, 2));
+        assert!(t.run_until(|t| t.ending(late).is_some()));
+        assert_eq!(last_words(&t, late), [Step::Failed(Reason::Deadline)]);
+        assert!(t.succeeded(late));
+        let ends = t.steps(late).last().map(|stamped| stamped.at.since(Time::ZERO));
+        let sent = t.steps(late).next().map(|stamped| stamped.at.since(Time::ZERO));
+        assert!(ends.zip(sent).is_some_and(|(end, sent)| end < sent + Span::ms(4)), "told at once: {ends:?}");
+        let held = t.held(t.decode(0));
+        assert!(held.pages <= 8, "{held:?}: pages of the one that goes on, and no others");
+        assert!(t.run());
+        for request in [next, joins] {
+            t.assert_finished(request);
+        }
+        t.assert_clean();
+    }
+}
+
+#[test]
+fn a_request_that_finished_before_its_cancel_came_is_finished() {
+    let mut t = impatient(Kit::pair(), Span::ms(3)).build();
+    let held = t.hold(|said| said.to_registry() && matches!(said.message, Message::Done { .. }));
+    let a = t.request(100, 20);
+    t.run_for(Span::ms(5));
+    assert_eq!(last_words(&t, a), [Step::Finished]);
+    assert_eq!(t.held(ROUTER).rooms, 1, "the router waits for decode's word");
+    t.let_go(held);
+    assert!(t.run());
+    assert_eq!(last_words(&t, a), [Step::Finished]);
+    t.assert_clean();
+}
+
+/// Decode dies with its last word unsaid. Nobody can tell the router; what left decode has left it all the same.
+#[test]
+fn a_word_that_dies_with_decode() {
+    let mut t = Kit::pair().lease(Span::s(1)).build();
+    let held = t.lose(|said| said.to_registry() && matches!(said.message, Message::Done { .. }));
+    let (short, long) = (t.request(100, 20), t.request(100, 500));
+    assert!(t.run_until(|t| t.saw(short, |step| *step == Step::Finished)));
+    t.crash(t.decode(0));
+    t.let_go(held);
+    assert!(t.run());
+    assert_eq!(last_words(&t, short), [Step::Finished, Step::Lost(Reason::PeerGone)]);
+    assert_eq!(last_words(&t, long), [Step::Lost(Reason::PeerGone)]);
+    assert_eq!(t.ending(long), Some(Ending::Failed(Reason::PeerGone)));
+    t.assert_finished(short);
+    t.restart(t.decode(0));
+    t.assert_clean();
+}
+
+#[test]
+fn without_a_registry_a_deadline_is_still_an_end() {
+    let build = Kit::pair().lease(Span::s(1)).decode(|side| side.pages(4000));
+    let mut t = impatient(build, Span::ms(3)).build();
+    let a = t.request(100, 50_000);
+    t.run_for(Span::ms(1));
+    t.crash(engine::registry::REGISTRY);
+    t.run_for(Span::s(3));
+    assert_eq!(last_words(&t, a), [Step::Lost(Reason::Deadline)]);
+    t.restart_registry();
+    assert!(t.run());
+    t.assert_clean();
+}
+
+#[test]
+fn a_registry_that_restarts_passes_the_cancel_on() {
+    let build = Kit::pair().lease(Span::s(1)).decode(|side| side.pages(4000));
+    let mut t = impatient(build, Span::ms(3)).build();
+    let a = t.request(100, 50_000);
+    t.run_for(Span::ms(1));
+    t.crash(engine::registry::REGISTRY);
+    t.run_for(Span::ms(100));
+    t.restart_registry();
+    assert!(t.run());
+    assert!(t.now() < Time::ZERO + Span::s(3), "generation was stopped: {:?}", t.now());
+    assert_eq!(t.ending(a), Some(Ending::Failed(Reason::Deadline)));
+    t.assert_clean();
+}
+
+/// Prefill has left, decode generates what it had delivered, and the registry forgets all of it: the end is decode's to say.
+#[test]
+fn a_restarted_registry_does_not_guess_an_end() {
+    let build = Kit::cluster(1, 1).lease(Span::s(1)).decode(|side| side.pages(400));
+    let mut t = build.compute(Span::us(1), Span::us(100)).build();
+    let a = t.request(100, 5000);
+    assert!(t.run_until(|t| t.saw(a, |step| *step == Step::FirstToken)));
+    t.leave(t.prefill(0));
+    t.run_for(Span::ms(100));
+    t.restart_registry();
+    assert!(t.run());
+    assert_eq!(last_words(&t, a), [Step::Finished]);
+    assert_eq!(t.violations(), Vec::<String>::new());
+}
+
+proptest! {
+    /// Whenever the deadline comes, and whatever it meets, there is one end, and everything comes back.
+    #[test]
+    fn a_deadline_at_any_moment(
+        deadline in 5u64..6000,
+        pull: bool,
+        on_demand: bool,
+        rooms in prop::collection::vec((1u32..400, 1u32..60), 1..6),
+        latency in 1u64..800,
+    ) {
+        let build = Kit::pair().decode(|side| if on_demand { side.on_demand().pages(30) } else { side.pages(30) });
+        let build = if pull { build.pull() } else { build };
+        let mut t = impatient(build, Span::us(deadline)).control(|c| c.latency = Span::us(latency)).build();
+        let requests: Vec<_> = rooms.iter().map(|(prompt, output)| t.request(*prompt, *output)).collect();
+        prop_assert!(t.run());
+        for request in requests {
+            prop_assert_eq!(last_words(&t, request).len(), 1, "{:?}", t.steps(request).collect::<Vec<_>>());
+        }
+        prop_assert_eq!(t.violations(), Vec::<String>::new());
+    }
 }

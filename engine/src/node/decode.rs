@@ -1,16 +1,16 @@
 //! A decode instance: lets rooms in, has their KV transferred, and generates in continuous batches.
 
+mod batch;
+
 use super::compute::Compute;
-use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair};
+use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair, unpaired};
 use super::job::{Job, Phase};
 use super::{Counters, Cx, Held, Input, Node, Outbox, Reason, Request, Step};
 use crate::fabric::Access;
 use crate::id::{InstanceId, RequestId};
 use crate::map::Map;
-use crate::policy::Admission;
-use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey};
-use crate::time::Time;
-use crate::timers::due;
+use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey, SHORT};
+use crate::time::{Span, Time};
 use crate::transfer::{
     InitiatorRoom, InstanceMemory, News, PagePool, PageTable, RoomState, Sink, TargetRoom,
 };
@@ -53,6 +53,8 @@ pub struct DecodeNode {
     /// How rooms ended that the registry may ask about again.
     ended: VecDeque<(RoomKey, Outcome)>,
     leaving: bool,
+    /// Before that nothing more is said of pages that are short.
+    short: Time,
     counters: Counters,
     failed: Option<StartError>,
 }
@@ -86,6 +88,7 @@ impl DecodeNode {
             context: 0,
             ended: VecDeque::new(),
             leaving: false,
+            short: Time::ZERO,
             counters: Counters::default(),
             failed: None,
             config,
@@ -167,6 +170,11 @@ impl DecodeNode {
     }
 
     fn on_message(&mut self, cx: &mut Cx<'_>, message: Message) {
+        if let Message::Cancel { key, reason } = message
+            && self.is_running(&key)
+        {
+            return self.stop(cx, key, reason);
+        }
         let Some(sink) = &mut self.sink else { return };
         match message {
             Message::Assign { key, peer, request } => self.assign(cx, key, peer, request),
@@ -175,7 +183,7 @@ impl DecodeNode {
             Message::Produced { key, before, pieces, last } => {
                 sink.produced(cx, &key, before, &pieces, last.as_deref());
             }
-            Message::Abort { key, reason } => {
+            Message::Abort { key, reason } | Message::Cancel { key, reason } => {
                 let waiting = self.jobs.get(&key).is_some_and(|job| job.phase == Phase::Waiting);
                 sink.abort(cx, key, reason);
                 if waiting {
@@ -194,10 +202,10 @@ impl DecodeNode {
                 let facts = self.peers.facts(&self.config, instance, *facts);
                 match pair(&self.config, &facts, &own) {
                     Ok(pairing) => sink.meet(cx, instance, &Arc::new(facts), pairing),
-                    Err(_) => {
+                    Err(error) => {
                         // Asked again for the next room, which fails as fast.
                         self.peers.forget(instance);
-                        self.drop_waiting(cx, instance, Reason::Layout);
+                        self.drop_waiting(cx, instance, unpaired(&error));
                     }
                 }
             }
@@ -206,6 +214,7 @@ impl DecodeNode {
                 sink.end_mut().peer_gone(cx, instance);
                 self.drop_waiting(cx, instance, Reason::PeerGone);
             }
+            Message::Short => self.client.hurry(cx.now + SHORT),
             Message::Joined(_) | Message::Welcome { .. } | Message::Refused { .. } => {}
             // Said by clients, never to one.
             Message::Register { .. }
@@ -300,6 +309,10 @@ impl DecodeNode {
             let need = self.config.pages_needed(&job.request);
             let Some(job) = self.jobs.get_mut(&key) else { return };
             let pool = &mut self.pools[usize::from(job.group)];
+            if need > pool.free() && self.draining > 0 && self.admitted < self.config.batch {
+                self.say_short(cx.now);
+                return;
+            }
             if self.admitted >= self.config.batch.max(1)
                 || need > pool.free()
                 || !sink.can_open(job.peer, job.group)
@@ -322,6 +335,14 @@ impl DecodeNode {
                 self.admitted -= 1;
                 self.done(key, Outcome::Failed(Reason::Refused));
             }
+        }
+    }
+
+    /// Requests wait for pages that only a word of the other side gives back.
+    fn say_short(&mut self, now: Time) {
+        if self.short <= now {
+            self.short = now + Span(SHORT.0 / 2);
+            self.client.send(&Message::Short);
         }
     }
 
@@ -448,126 +469,6 @@ impl DecodeNode {
         }
     }
 
-    /// Ends every step that is over by now and starts the one after it.
-    fn catch_up(&mut self, cx: &mut Cx<'_>) {
-        while let Some(end) = self.step_ends.filter(|end| *end <= cx.now) {
-            self.step_ended(cx);
-            self.next_step(cx, end);
-        }
-    }
-
-    /// Starts the next step of the batch, at `start`.
-    fn next_step(&mut self, cx: &mut Cx<'_>, start: Time) {
-        let mut joining = std::mem::take(&mut self.joining);
-        for key in joining.drain(..) {
-            let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) else {
-                continue;
-            };
-            job.joined = self.steps;
-            self.batch += 1;
-            // The first token's KV is written in this step.
-            self.context += u64::from(job.request.prompt) + 1;
-            self.finishing.push(Reverse((self.steps + u64::from(job.request.output) - 1, key)));
-            if self.config.admission == Admission::OnDemand {
-                self.running.insert(job.order, key);
-                let room = job.table.len() * self.config.page_size - job.request.prompt;
-                self.growing.push(Reverse((self.steps + u64::from(room), key)));
-            }
-        }
-        self.joining = joining;
-        if self.config.admission == Admission::OnDemand {
-            self.grow(cx);
-        }
-        if self.batch == 0 {
-            (self.step_ends, self.wakes) = (None, Time::NEVER);
-            return;
-        }
-        let estimate = self.compute.decode(self.batch, self.context);
-        self.counters.extrapolated += u64::from(estimate.extrapolated);
-        let end = start + estimate.span;
-        self.step_ends = Some(end);
-        if self.wakes <= start || self.wakes == Time::NEVER {
-            self.wakes = self.horizon(end);
-        }
-    }
-
-    /// The end of the step after which something happens, the step under way ending at `end`.
-    fn horizon(&self, end: Time) -> Time {
-        /// Steps looked ahead: a new request makes the look void, so that it should not be long.
-        const AHEAD: u64 = 64;
-        let next = |heap: &BinaryHeap<Reverse<(u64, RoomKey)>>| {
-            heap.peek().map_or(u64::MAX, |Reverse((step, _))| *step)
-        };
-        let last = next(&self.finishing).min(next(&self.growing)).min(self.steps + AHEAD);
-        let (mut at, mut context) = (end, self.context);
-        for _ in self.steps + 1..last {
-            context += u64::from(self.batch);
-            at += self.compute.decode(self.batch, context).span;
-        }
-        at
-    }
-
-    /// Takes the pages that the next step writes to; sends the latest requests back when there are none.
-    fn grow(&mut self, cx: &mut Cx<'_>) {
-        while let Some(key) = due(&mut self.growing, self.steps) {
-            while let Some(job) = self.jobs.get_mut(&key).filter(|job| job.phase == Phase::Running) {
-                // The step that comes writes token `joined` + 1 of the output.
-                let last = self.steps - job.joined + 2 >= u64::from(job.request.output);
-                let group = job.group;
-                if self.pools[usize::from(group)].take(1, &mut job.table) {
-                    if !last {
-                        self.growing.push(Reverse((self.steps + u64::from(self.config.page_size), key)));
-                    }
-                    break;
-                }
-                if self.draining > 0 {
-                    // Pages are about to come back: sending more requests back would be no sooner. The page is asked for again
-                    // with the next step.
-                    self.growing.push(Reverse((self.steps + 1, key)));
-                    break;
-                }
-                // The latest one of this group: pages of other groups are no help.
-                let same = |key: &&RoomKey| self.jobs.get(key).is_some_and(|job| job.group == group);
-                let Some(victim) = self.running.values().rev().find(same).copied() else { break };
-                self.preempt(cx, victim);
-            }
-        }
-    }
-
-    fn preempt(&mut self, cx: &mut Cx<'_>, key: RoomKey) {
-        let Some(job) = self.jobs.get(&key) else { return };
-        let generated = self.steps - job.joined;
-        let tokens = 1 + generated as u32;
-        let (order, request, prompt) = (job.order, job.request.id, job.request.prompt);
-        self.batch -= 1;
-        self.context -= u64::from(prompt) + 1 + generated;
-        self.running.remove(&order);
-        cx.out.record(request, Step::Preempted { tokens });
-        self.over(cx, key, Outcome::Preempted { tokens });
-        self.on_news(cx);
-    }
-
-    /// A step of the batch ended: every request in it has one more token.
-    fn step_ended(&mut self, cx: &mut Cx<'_>) {
-        self.step_ends = None;
-        self.steps += 1;
-        self.context += u64::from(self.batch);
-        while let Some(key) = due(&mut self.finishing, self.steps) {
-            let Some(job) = self.jobs.get(&key).filter(|job| job.phase == Phase::Running) else { continue };
-            let (request, order) = (job.request.id, job.order);
-            self.batch -= 1;
-            self.context -= u64::from(job.request.prompt) + u64::from(job.request.output);
-            self.running.remove(&order);
-            if self.config.transfer.rules.lease && !self.client.lease_valid(cx.now) {
-                // Everybody else takes this instance for dead: the request is not its to finish any more.
-                self.over(cx, key, Outcome::Failed(Reason::LeaseLost));
-                continue;
-            }
-            cx.out.record(request, Step::Finished);
-            self.over(cx, key, Outcome::Finished);
-        }
-    }
-
     fn shut_down(&mut self, cx: &mut Cx<'_>) {
         if !self.leaving {
             self.leaving = true;
@@ -675,6 +576,7 @@ impl Node for DecodeNode {
             repeated_parts: stats.repeated_parts,
             scattered_parts: stats.staged_parts,
             copied_bytes: stats.staged_bytes,
+            checksum_mismatches: stats.checksum_mismatches,
             malformed_frames: self.client.stats().malformed,
             ..self.counters
         }

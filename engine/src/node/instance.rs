@@ -1,7 +1,7 @@
 //! What prefill and decode instances have in common: configuration, memory, and getting to know peers.
 
-use super::Request;
 use super::compute::Compute;
+use super::{Reason, Request};
 use crate::fabric::{Access, Error, Fabric, Memory};
 use crate::id::InstanceId;
 use crate::map::Map;
@@ -177,6 +177,14 @@ pub(super) fn pair(config: &InstanceConfig, src: &Facts, dst: &Facts) -> Result<
         Direction::Push => pairing,
         Direction::Pull => pairing.reversed(),
     }))
+}
+
+/// Why rooms with a peer fail that cannot be paired with.
+pub(super) fn unpaired(error: &PairingError) -> Reason {
+    match error {
+        PairingError::Unreachable(..) => Reason::Connection,
+        _ => Reason::Layout,
+    }
 }
 
 /// A compute profile, shared by nothing.

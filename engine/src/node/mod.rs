@@ -122,6 +122,9 @@ pub enum Step {
     Retried(Reason),
     /// It failed. Final.
     Failed(Reason),
+    /// The router gave it up without word of its end, which nobody is left to say or which did not come. It will not be sent again. If its last
+    /// token left decode it is [`Step::Finished`], whichever of the two was first; else it failed.
+    Lost(Reason),
     /// It was not served: it never can be, or not now. Final.
     Rejected(Reason),
     /// Content on the decode side was not what it must be.
@@ -160,6 +163,8 @@ pub enum Reason {
     Interrupted = 12,
     /// The queue that it would have to wait in is full.
     Busy = 13,
+    /// The fabric of one side refused queue pairs to the other, or a way to connect them.
+    Connection = 14,
 }
 
 impl Reason {
@@ -181,6 +186,7 @@ impl Reason {
             Checksum,
             Interrupted,
             Busy,
+            Connection,
         ]
         .get(usize::from(byte))
         .copied()
@@ -295,6 +301,8 @@ pub struct Counters {
     pub scattered_parts: u64,
     /// Bytes copied to gather and to scatter.
     pub copied_bytes: u64,
+    /// Rooms that failed because what arrived had another checksum.
+    pub checksum_mismatches: u64,
     /// Frames of the control channel that were none.
     pub malformed_frames: u64,
 }
@@ -309,6 +317,7 @@ impl std::ops::AddAssign for Counters {
         self.staged_parts += other.staged_parts;
         self.scattered_parts += other.scattered_parts;
         self.copied_bytes += other.copied_bytes;
+        self.checksum_mismatches += other.checksum_mismatches;
         self.malformed_frames += other.malformed_frames;
     }
 }

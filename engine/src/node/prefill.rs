@@ -2,13 +2,13 @@
 
 use super::cache::PrefixCache;
 use super::compute::{Chunk, Compute};
-use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair};
+use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair, unpaired};
 use super::{BLOCK_TOKENS, Counters, Cx, Held, Input, Node, Outbox, Reason, Request, Step};
 use crate::fabric::Access;
 use crate::id::{InstanceId, RequestId};
 use crate::map::Map;
-use crate::policy::Granularity;
-use crate::registry::{Client, ClientEvent, LinkBody, Message, Role, RoomKey, Timing};
+use crate::policy::{Direction, Granularity};
+use crate::registry::{Client, ClientEvent, LinkBody, Message, Role, RoomKey, SHORT, Timing};
 use crate::time::{Span, Time};
 use crate::transfer::{InitiatorRoom, InstanceMemory, News, PagePool, PageTable, RoomState, Source};
 use std::collections::VecDeque;
@@ -70,6 +70,8 @@ pub struct PrefillNode {
     /// Recycled between steps.
     spare_parts: Vec<StepPart>,
     leaving: bool,
+    /// Before that nothing more is said of pages that are short.
+    short: Time,
     counters: Counters,
     /// Why it could not start.
     failed: Option<StartError>,
@@ -92,6 +94,7 @@ impl PrefillNode {
             chunks: Vec::new(),
             spare_parts: Vec::new(),
             leaving: false,
+            short: Time::ZERO,
             counters: Counters::default(),
             failed: None,
             config,
@@ -171,7 +174,9 @@ impl PrefillNode {
         match message {
             Message::Assign { key, peer, request } => self.assign(cx, key, peer, request),
             Message::Publish(list) => source.publish(cx, &list),
-            Message::Abort { key, reason } => source.abort(cx, key, reason, false),
+            Message::Abort { key, reason } | Message::Cancel { key, reason } => {
+                source.abort(cx, key, reason, false);
+            }
             Message::Scattered { key, done } => source.scattered(cx, key, &done),
             Message::Report { key, report } => source.report(cx, key, report),
             Message::Link { peer, body } => {
@@ -185,10 +190,10 @@ impl PrefillNode {
                 let facts = self.peers.facts(&self.config, instance, *facts);
                 match pair(&self.config, &own, &facts) {
                     Ok(pairing) => source.meet(cx, instance, Arc::new(facts), pairing),
-                    Err(_) => {
+                    Err(error) => {
                         // Asked again for the next room, which fails as fast.
                         self.peers.forget(instance);
-                        source.end_mut().reject_peer(cx, instance, Reason::Layout, true);
+                        source.end_mut().reject_peer(cx, instance, unpaired(&error), true);
                     }
                 }
             }
@@ -196,6 +201,7 @@ impl PrefillNode {
                 self.peers.forget(instance);
                 source.end_mut().peer_gone(cx, instance);
             }
+            Message::Short => self.client.hurry(cx.now + SHORT),
             Message::Joined(_) | Message::Welcome { .. } | Message::Refused { .. } => {}
             // Said by clients, never to one.
             Message::Register { .. }
@@ -277,6 +283,11 @@ impl PrefillNode {
                 cache.put(*id);
             }
             job.table.clear();
+            // In push its own completions give pages back.
+            if self.config.transfer.direction == Direction::Pull && self.short <= cx.now {
+                self.short = cx.now + Span(SHORT.0 / 2);
+                self.client.send(&Message::Short);
+            }
             return false;
         }
         job.placed = true;
@@ -433,7 +444,8 @@ impl PrefillNode {
         while job.shared < whole.min(job.request.blocks.len()) {
             let first = job.shared as u32 * per_block;
             let pages = job.table.slice(first, first + per_block);
-            if !cache.insert(job.request.blocks[job.shared], pages) {
+            let parent = job.shared.checked_sub(1).map(|before| job.request.blocks[before]);
+            if !cache.insert(job.request.blocks[job.shared], parent, pages) {
                 // Somebody else computed it at the same time; these pages stay this job's own.
                 break;
             }
@@ -600,6 +612,7 @@ impl Node for PrefillNode {
             fences: stats.fences,
             staged_parts: stats.staged_parts,
             copied_bytes: stats.staged_bytes,
+            checksum_mismatches: stats.checksum_mismatches,
             malformed_frames: self.client.stats().malformed,
             ..self.counters
         }

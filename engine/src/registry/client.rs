@@ -62,6 +62,8 @@ pub struct Client {
     /// Whether a registry was lost since the last Welcome.
     restarted: bool,
     lease: Span,
+    /// Until when nothing waits patiently.
+    hurried: Time,
     /// Sending time of the last heartbeat that the registry is known to have seen.
     seen_at: Option<Time>,
     /// Heartbeats on the way, by number.
@@ -126,6 +128,7 @@ impl Client {
             state: State::Idle,
             restarted: false,
             lease: Span(0),
+            hurried: Time::ZERO,
             seen_at: None,
             beats: VecDeque::new(),
             beat: 0,
@@ -394,6 +397,9 @@ impl Client {
             State::Joining | State::Joined | State::Leaving => {}
         }
         let due = self.beat_at() <= now;
+        if now < self.hurried {
+            self.session.hurry();
+        }
         self.session.note(now);
         if !due && self.session.deadline() > now {
             return;
@@ -446,6 +452,16 @@ impl Client {
     /// Whether it has left, was refused or evicted.
     pub fn is_ended(&self) -> bool {
         self.state == State::Ended
+    }
+
+    /// The other side is short of pages: until then nothing waits for a frame that leaves anyway.
+    pub fn hurry(&mut self, until: Time) {
+        self.hurried = until;
+    }
+
+    /// How long silence may last before the registry gives a client up; 0 before registration.
+    pub fn lease(&self) -> Span {
+        self.lease
     }
 
     /// Until when the registry certainly takes this instance for alive, by the node's own clock. One sixteenth of the

@@ -3,6 +3,7 @@
 use super::{Facts, Role};
 use crate::id::{InstanceId, NodeId};
 use crate::map::Map;
+use crate::time::Time;
 use std::collections::{BTreeMap, VecDeque};
 
 /// What waits for an instance of an earlier epoch to come back.
@@ -21,6 +22,8 @@ pub(super) struct Instance {
     pub(super) node: NodeId,
     pub(super) role: Role,
     pub(super) facts: Option<Box<Facts>>,
+    /// Until when it is short of pages, as far as it said.
+    pub(super) short: Time,
 }
 
 /// What is known of an instance id.
@@ -75,6 +78,9 @@ impl Members {
     pub(super) fn get(&self, instance: InstanceId) -> Option<&Instance> {
         self.all.get(&instance)
     }
+    pub(super) fn get_mut(&mut self, instance: InstanceId) -> Option<&mut Instance> {
+        self.all.get_mut(&instance)
+    }
     pub(super) fn iter(&self) -> impl Iterator<Item = (InstanceId, &Instance)> {
         self.all.iter().map(|(id, instance)| (*id, instance))
     }
@@ -83,16 +89,31 @@ impl Members {
         self.waiting
     }
 
+    /// What is known of an instance. One that somebody is told is gone stays so: it may not come back after recovery, when others
+    /// have acted on that.
     #[inline]
-    pub(super) fn standing(&self, instance: InstanceId) -> Standing {
+    pub(super) fn standing(&mut self, instance: InstanceId) -> Standing {
         if let Some(slot) = self.slots.get(&instance) {
             return Standing::Here(*slot);
         }
         let earlier = epoch_of(instance) < self.epoch && epoch_of(instance) > 0;
         if self.recovering && earlier && !self.is_gone.contains(&instance) {
-            Standing::Awaited
-        } else {
-            Standing::Gone
+            return Standing::Awaited;
+        }
+        self.give_up(instance);
+        Standing::Gone
+    }
+
+    /// Remembers that an instance of an earlier epoch is gone.
+    fn give_up(&mut self, id: InstanceId) {
+        let earlier = epoch_of(id) < self.epoch && epoch_of(id) > 0;
+        if earlier && self.is_gone.insert(id, ()).is_none() {
+            self.gone.push_back(id);
+            if self.gone.len() > GONE
+                && let Some(oldest) = self.gone.pop_front()
+            {
+                self.is_gone.remove(&oldest);
+            }
         }
     }
 
@@ -145,14 +166,7 @@ impl Members {
         if !self.all.values().any(|instance| instance.facts.is_some()) {
             self.fingerprint = None;
         }
-        if epoch_of(id) < self.epoch && self.is_gone.insert(id, ()).is_none() {
-            self.gone.push_back(id);
-            if self.gone.len() > GONE
-                && let Some(oldest) = self.gone.pop_front()
-            {
-                self.is_gone.remove(&oldest);
-            }
-        }
+        self.give_up(id);
         let waited = self.awaited.remove(&id).unwrap_or_default();
         self.waiting -= waited.len();
         waited

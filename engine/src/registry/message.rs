@@ -272,6 +272,9 @@ pub struct Member {
     pub groups: u16,
 }
 
+/// How long a [`Message::Short`] holds.
+pub const SHORT: Span = Span::s(1);
+
 /// A message. Direction in brackets: C client, R registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -362,8 +365,16 @@ pub enum Message {
         /// For each feed, in the order of the pairing: how many, counted without a gap from the first one on.
         done: Vec<u32>,
     },
-    /// C>R by either side or the router, then R>C to the others: post nothing more and end it.
+    /// C>R by either side, then R>C to the other: post nothing more and end it. Decode that has Success goes on.
     Abort {
+        /// The room.
+        key: RoomKey,
+        /// Why.
+        reason: Reason,
+    },
+    /// C>R (router), then R>C to both sides; said by the registry itself when the router is gone: the request is not wanted any more. The
+    /// transfer ends as by an Abort, and so does generation; decode's Done says which end came first.
+    Cancel {
         /// The room.
         key: RoomKey,
         /// Why.
@@ -390,6 +401,9 @@ pub enum Message {
         /// How long it took.
         timing: Timing,
     },
+    /// C>R (the side that others' requests write to or read from), then R>C to all of the other side: requests wait for pages here. For the
+    /// next [`SHORT`], what gives pages back is said at once instead of with the next frame.
+    Short,
     /// C>R, then R>C with the sender as `peer`.
     Link {
         /// The other end.

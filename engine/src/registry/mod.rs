@@ -18,7 +18,7 @@ pub use client::{Client, ClientEvent, ClientStats, REGISTRY};
 pub use frame::{Frame, FrameError, FrameFlags, HEADER, Header, MAX_FRAME, MAX_MESSAGE, VERSION};
 pub use message::{
     Endpoints, Facts, LinkBody, LiveRoom, Member, Message, Outcome, PageList, PageRun, Piece, RankFacts,
-    Region, Report, Role, RoomKey, Timing,
+    Region, Report, Role, RoomKey, SHORT, Timing,
 };
 pub use server::{Registry, RegistryConfig, RegistryLimits, RegistryStats};
 pub use session::{Session, SessionConfig, SessionStats};

@@ -1,10 +1,10 @@
 //! Rooms: who may say what about them, and who is told.
 
-use super::lease::Standing;
+use super::lease::{Instance, Standing};
 use super::room::RoomState;
 use super::server::{Parked, Registry};
 use super::wire;
-use super::{Message, Outcome, Report, Role, RoomKey};
+use super::{Message, Outcome, Report, Role, RoomKey, SHORT};
 use crate::id::InstanceId;
 use crate::node::{Reason, Request};
 use crate::time::Time;
@@ -27,7 +27,8 @@ impl Registry {
             Message::Publish(list) => self.said(now, from, list.key, Said::Publish, bytes),
             Message::Scattered { key, .. } => self.said(now, from, key, Said::Scattered, bytes),
             Message::Produced { key, .. } => self.said(now, from, key, Said::Produced, bytes),
-            Message::Abort { key, reason } => self.said(now, from, key, Said::Abort(reason), bytes),
+            Message::Abort { key, .. } => self.said(now, from, key, Said::Abort, bytes),
+            Message::Cancel { key, reason } => self.said(now, from, key, Said::Cancel(reason), bytes),
             Message::Report { key, report } => self.said(now, from, key, Said::Report(report), bytes),
             Message::Done { key, outcome } => self.said(now, from, key, Said::Done(outcome), bytes),
             Message::Delivered { key, .. } => self.said(now, from, key, Said::Delivered, bytes),
@@ -73,20 +74,23 @@ impl Registry {
         }
         let mut room = RoomState::new(key, from, prefill, decode);
         let mut failed = None;
+        // Decode was there before this registry: it may have the room, and be past needing prefill. Then the end is decode's to say.
+        let knows = decode.0 >> 32 < u64::from(self.epoch);
         for (instance, role) in [(prefill, Role::Prefill), (decode, Role::Decode)] {
             match self.members.standing(instance) {
+                Standing::Gone if role == Role::Prefill && knows => room.prefill_done = true,
                 Standing::Gone => failed = Some(Reason::PeerGone),
                 Standing::Awaited => self.members.wait_for(instance, None),
                 Standing::Here(slot) => {
                     let other = self.members.get(instance).is_none_or(|known| known.role != role);
                     let busy = self.peer_backlog(slot) > self.config.limits.backlog / 2;
-                    if other || busy {
+                    if other || busy && !knows {
                         failed = failed.or(Some(Reason::Refused));
                     }
                 }
             }
         }
-        if self.rooms.live() >= self.config.limits.rooms {
+        if self.rooms.live() >= self.config.limits.rooms && !knows {
             failed = Some(Reason::Refused);
         }
         if let Some(reason) = failed {
@@ -100,8 +104,11 @@ impl Registry {
             return self.answer(from, key, Outcome::Failed(reason));
         }
         room.assigned = true;
+        let gone = room.prefill_done;
         self.rooms.insert(room);
-        self.tell(prefill, |out| wire::put_assign(out, &key, decode, request));
+        if !gone {
+            self.tell(prefill, |out| wire::put_assign(out, &key, decode, request));
+        }
         self.tell(decode, |out| wire::put_assign(out, &key, prefill, request));
         if self.parked_count > 0
             && let Some(parked) = self.parked.remove(&key.room)
@@ -113,6 +120,24 @@ impl Registry {
                 }
             }
         }
+    }
+
+    /// Requests wait for pages at an instance: all of the other side are told, and what waits here for it goes.
+    pub(super) fn short(&mut self, now: Time, from: InstanceId) {
+        let Some(instance) = self.members.get_mut(from) else { return };
+        instance.short = now + SHORT;
+        let (slot, role) = (instance.slot, instance.role);
+        if role == Role::Router {
+            self.stats.not_participant += 1;
+            return;
+        }
+        let other = |member: &Instance| member.role != role && member.role != Role::Router;
+        let all = self.members.iter().filter(|(_, member)| other(member));
+        let slots: Vec<u32> = all.map(|(_, member)| member.slot).collect();
+        for slot in slots {
+            self.say(slot, false, |out| wire::encode(&Message::Short, out));
+        }
+        self.hurry(slot);
     }
 
     fn answer(&mut self, router: InstanceId, key: RoomKey, outcome: Outcome) {
@@ -166,7 +191,9 @@ impl Registry {
                 room.report = Some(report);
                 room.prefill_done = true;
                 // Decode may be done and still wait for this, to free its pages.
-                self.tell_when(decode, report.delivered && report.clean, |out| out.extend_from_slice(bytes));
+                let short = self.members.get(decode).is_some_and(|member| now < member.short);
+                let patient = report.delivered && report.clean && !short;
+                self.tell_when(decode, patient, |out| out.extend_from_slice(bytes));
                 self.rooms.settle(now, slot);
             }
             // It says so before its side ends; a router that has the end already needs it no more.
@@ -189,7 +216,7 @@ impl Registry {
                 }
                 self.rooms.settle(now, slot);
             }
-            (Said::Abort(_), _) => {
+            (Said::Abort, Part::Prefill | Part::Decode) | (Said::Cancel(_), Part::Router) => {
                 let to_prefill = part != Part::Prefill && !room.prefill_done;
                 let to_decode = part != Part::Decode && !room.decode_done;
                 room.aborted |= to_prefill;
@@ -212,10 +239,10 @@ impl Registry {
         let (report, outcome) = (room.report, room.outcome);
         let never = (!room.assigned).then_some(Report { delivered: false, clean: true });
         match (said, part) {
-            (Said::Abort(_), Part::Router) => {
+            (Said::Cancel(_), Part::Router) => {
                 self.answer(router, key, outcome.unwrap_or(Outcome::Failed(Reason::PeerGone)));
             }
-            (Said::Publish | Said::Abort(_), Part::Decode) => {
+            (Said::Publish | Said::Abort, Part::Decode) => {
                 if let Some(report) = report.or(never) {
                     self.tell(decode, |out| wire::encode(&Message::Report { key, report }, out));
                 } else {
@@ -247,7 +274,7 @@ impl Registry {
                     wire::encode(&Message::Abort { key, reason: Reason::PeerGone }, out);
                 });
             }
-            (Said::Abort(reason), Some(Role::Router)) => {
+            (Said::Cancel(reason), Some(Role::Router)) => {
                 let mut room = RoomState::new(key, from, InstanceId(0), InstanceId(0));
                 (room.prefill_done, room.decode_done) = (true, true);
                 let outcome = Outcome::Failed(reason);
@@ -324,8 +351,8 @@ impl Registry {
                 room.aborted = true;
                 for (side, live) in to {
                     if live {
-                        let abort = Message::Abort { key, reason: Reason::PeerGone };
-                        self.tell(side, |out| wire::encode(&abort, out));
+                        let cancel = Message::Cancel { key, reason: Reason::PeerGone };
+                        self.tell(side, |out| wire::encode(&cancel, out));
                     }
                 }
             }
@@ -340,7 +367,8 @@ enum Said {
     Publish,
     Produced,
     Scattered,
-    Abort(Reason),
+    Abort,
+    Cancel(Reason),
     Report(Report),
     Done(Outcome),
     Delivered,

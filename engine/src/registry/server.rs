@@ -429,6 +429,7 @@ impl Registry {
             (Phase::Member, Message::Heartbeat) => {}
             (Phase::Member, Message::Query { instance }) => self.query(from, instance),
             (Phase::Member, Message::Gone { instance }) => self.witness(now, instance),
+            (Phase::Member, Message::Short) => self.short(now, from),
             (Phase::Member, message) => self.relay(now, from, message, bytes),
             (Phase::New | Phase::Over, _) => self.stats.unregistered += 1,
         }
@@ -451,7 +452,8 @@ impl Registry {
         }
         let Some(peer) = self.peer(slot) else { return };
         let node = peer.node;
-        let (id, waited) = self.members.insert(claim, Instance { slot, node, role, facts });
+        let (id, waited) =
+            self.members.insert(claim, Instance { slot, node, role, facts, short: Time::ZERO });
         if let Some(peer) = self.peer(slot) {
             peer.phase = Phase::Member;
             peer.instance = id;
@@ -512,6 +514,14 @@ impl Registry {
             Standing::Awaited | Standing::Gone => None,
         };
         self.tell(from, |out| wire::encode(&Message::FactsOf { instance, facts }, out));
+    }
+
+    /// What waits patiently for a client goes now.
+    pub(super) fn hurry(&mut self, slot: u32) {
+        if let Some(peer) = self.peer(slot) {
+            peer.session.hurry();
+        }
+        self.touch(slot);
     }
 
     /// A client says that an instance was given up by an earlier registry.

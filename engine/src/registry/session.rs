@@ -174,6 +174,11 @@ impl Session {
         self.append(encode);
     }
 
+    /// What waits patiently waits no longer.
+    pub fn hurry(&mut self) {
+        self.patience = Time::ZERO;
+    }
+
     /// Starts the clock of what waits patiently.
     pub fn note(&mut self, now: Time) {
         if self.patience == Time::NEVER {

@@ -426,6 +426,12 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) {
             put_key(out, key);
             out.push(*reason as u8);
         }
+        Message::Cancel { key, reason } => {
+            out.push(20);
+            put_key(out, key);
+            out.push(*reason as u8);
+        }
+        Message::Short => out.push(21),
         Message::Report { key, report } => {
             out.push(13);
             put_key(out, key);
@@ -524,6 +530,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message, FrameError> {
         10 => Message::Assign { key: from.key()?, peer: from.instance()?, request: request(from)? },
         11 => Message::Publish(pages(from)?),
         12 => Message::Abort { key: from.key()?, reason: from.reason()? },
+        21 => Message::Short,
+        20 => Message::Cancel { key: from.key()?, reason: from.reason()? },
         13 => {
             let key = from.key()?;
             let bits = from.byte("report")?;

@@ -119,6 +119,8 @@ rules! {
     failed_rooms_released,
     /// A remote key is that of the port that the queue pair ends at; off: of the peer's first port.
     key_of_port,
+    /// A staged part leaves once it is gathered; off: once its whole chunk is, which one larger than the staging memory never is.
+    staged_in_parts,
     /// Content is compared with its checksum where that is switched on; off: it is taken as it came.
     checksums_compared,
 }

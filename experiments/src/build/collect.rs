@@ -2,16 +2,21 @@
 
 use engine::id::NodeId;
 use engine::map::Map;
-use engine::node::{Request, Step};
+use engine::node::{Reason, Request, Step};
 use engine::time::Time;
 use sim::world::Stamped;
 
 use crate::report::{Outcome, RequestRecord};
 
+/// Requests that a message names.
+const NAMED: usize = 3;
+
 /// Rows in the making.
 pub(crate) struct Collector {
     rows: Vec<RequestRecord>,
     ends: Vec<u8>,
+    /// By row: whether its end is that the router gave it up without word of it.
+    lost: Vec<bool>,
     /// By row: whether the router has sent it to instances.
     routed: Vec<bool>,
     index: Map<u64, usize>,
@@ -28,6 +33,7 @@ impl Collector {
         Self {
             rows: Vec::new(),
             ends: Vec::new(),
+            lost: Vec::new(),
             routed: Vec::new(),
             index: Map::default(),
             nodes,
@@ -42,6 +48,7 @@ impl Collector {
     pub(crate) fn arrived(&mut self, at: Time, request: &Request) {
         self.index.insert(request.id.0, self.rows.len());
         self.ends.push(0);
+        self.lost.push(false);
         self.routed.push(false);
         self.rows.push(RequestRecord {
             id: request.id.0,
@@ -93,6 +100,7 @@ impl Collector {
                     self.end(index, Some(at), Outcome::Succeeded);
                 }
                 Step::Failed(reason) => self.end(index, Some(at), Outcome::Failed(name(reason))),
+                Step::Lost(reason) => self.lost(index, at, reason),
                 Step::Rejected(reason) => self.end(index, Some(at), Outcome::Rejected(name(reason))),
                 Step::Corrupt => self.corrupt += 1,
             }
@@ -104,17 +112,29 @@ impl Collector {
     }
 
     fn end(&mut self, index: usize, at: Option<u64>, outcome: Outcome) {
+        // What decode says of a lost request goes before what the router could not know.
+        let lost = std::mem::take(&mut self.lost[index]);
+        if lost && outcome == Outcome::Succeeded {
+            self.ends[index] -= 1;
+            self.ended -= 1;
+        }
         self.ends[index] = self.ends[index].saturating_add(1);
         if self.ends[index] > 1 {
-            // Decode's last token left before its instance was given up, and the word of it got lost: the router cannot know.
-            let lost =
-                self.rows[index].outcome == Outcome::Succeeded && matches!(outcome, Outcome::Failed(_));
-            self.twice += u64::from(!lost);
+            self.twice += 1;
             return;
         }
         self.rows[index].outcome = outcome;
         self.rows[index].end = at;
         self.ended += 1;
+    }
+
+    /// The router gave a request up without word of its end.
+    fn lost(&mut self, index: usize, at: u64, reason: Reason) {
+        if self.ends[index] == 1 && self.rows[index].outcome == Outcome::Succeeded {
+            return;
+        }
+        self.end(index, Some(at), Outcome::Failed(name(reason)));
+        self.lost[index] = true;
     }
 
     /// Ends what is not final: nobody is left who could.
@@ -124,6 +144,25 @@ impl Collector {
                 self.end(index, None, Outcome::Failed(why.to_owned()));
             }
         }
+    }
+
+    /// A request that is not final, and how far it came.
+    fn state(&self, index: usize) -> String {
+        let row = &self.rows[index];
+        let (at, state) = if let Some(at) = row.first_token {
+            (at, "has been generating")
+        } else if let Some(at) = row.success {
+            (at, "has had its KV at decode")
+        } else if let Some(at) = row.prefill_end {
+            (at, "has been computed and not delivered")
+        } else if let Some(at) = row.prefill_start {
+            (at, "has been at prefill, its prompt not computed")
+        } else if self.routed[index] {
+            (row.arrival, "was sent to instances that did not begin; it has been there")
+        } else {
+            (row.arrival, "has been waiting at the router")
+        };
+        format!("request {} {state} since {} s", row.id, at as f64 / 1e12)
     }
 
     /// Requests that are final.
@@ -144,8 +183,14 @@ impl Collector {
     /// What the records say that must not be.
     pub(crate) fn finish(&self, violations: &mut Vec<String>) {
         let open = self.rows.len() as u64 - self.ended;
+        if open > 0 {
+            let open_rows = (0..self.rows.len()).filter(|index| self.ends[*index] == 0);
+            let named: Vec<String> = open_rows.take(NAMED).map(|index| self.state(index)).collect();
+            let more = if open > NAMED as u64 { ", ..." } else { "" };
+            violations
+                .push(format!("{open} requests did not reach a final state: {}{more}", named.join(", ")));
+        }
         for (count, what) in [
-            (open, "requests did not reach a final state"),
             (self.twice, "requests reached a second final state"),
             (self.corrupt, "checks found content on decode that is not what prefill computed"),
         ] {
@@ -181,6 +226,7 @@ fn name(reason: engine::node::Reason) -> String {
         Checksum => "its KV arrived with another checksum",
         Interrupted => "its decode instance left while it was generating",
         Busy => "the queue was full",
+        Connection => "its instances could not be connected",
     }
     .to_owned()
 }

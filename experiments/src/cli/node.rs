@@ -14,7 +14,7 @@ const RANKS: [&str; 4] = ["SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "P
 const ORPHAN: Duration = Duration::from_secs(20);
 
 pub(super) fn node(args: &NodeArgs) -> Result<(), Failure> {
-    let mut spec = Spec::load(&args.file, &args.sets).map_err(Failure::input)?;
+    let mut spec = Spec::load_real(&args.file, &args.sets).map_err(Failure::input)?;
     if let Some(seed) = args.seed {
         spec = spec.with_seed(seed);
     }

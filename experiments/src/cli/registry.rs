@@ -14,7 +14,7 @@ const LEAST_LEASE: Picos = Picos(10_000_000_000);
 
 pub(super) fn registry(args: &RegistryArgs) -> Result<(), Failure> {
     let mut spec = match &args.file {
-        Some(file) => Spec::load(file, &args.sets).map_err(Failure::input)?,
+        Some(file) => Spec::load_real(file, &args.sets).map_err(Failure::input)?,
         None if args.sets.is_empty() => Spec::default(),
         None => return Err(Failure::input("--set changes an experiment: give FILE.yaml too")),
     };

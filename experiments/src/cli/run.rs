@@ -15,7 +15,14 @@ use crate::report::{Checked, Outcome, RunResult, Summary, check, table, write_re
 use crate::spec::{Invariants, Spec};
 
 pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
-    let mut spec = Spec::load(&args.file, &args.sets).map_err(Failure::input)?;
+    let real = args.fabric == FabricArg::Verbs;
+    if real && args.check {
+        return Err(Failure::input(
+            "--check looks at a simulated run after every event; drop it, or run with --fabric sim",
+        ));
+    }
+    let load = if real { Spec::load_real } else { Spec::load };
+    let mut spec = load(&args.file, &args.sets).map_err(Failure::input)?;
     if let Some(seed) = args.seed {
         spec = spec.with_seed(seed);
     }
@@ -23,7 +30,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
         spec.invariants = Invariants::Always;
     }
     let folder = args.out.clone().unwrap_or_else(|| Path::new("out").join(file_name(&spec.name)));
-    if args.fabric == FabricArg::Verbs {
+    if real {
         return measured::run(args, &spec, &folder);
     }
     for (given, option) in [(args.external, "--external"), (args.collect.is_some(), "--collect")] {

@@ -25,6 +25,7 @@ pub fn transitions() -> Vec<(Who, State, State)> {
         (Who::Router, State::Routed, State::Queued),
         (Who::Router, State::Routed, State::Finished),
         (Who::Router, State::Routed, State::Failed),
+        (Who::Router, State::Routed, State::Lost),
         (Who::Router, State::Routed, State::Rejected),
     ];
     for who in Who::ALL.into_iter().filter(|who| *who != Who::Router) {
@@ -49,6 +50,11 @@ pub const NEVER_MET: &[(Who, State, &str)] = &[
         Who::Prefill(Direction::Push),
         SUCCESS,
         "its last completion ends the room: nothing names its pages any more, and they go back at once",
+    ),
+    (
+        Who::Prefill(Direction::Pull),
+        SUCCESS,
+        "decode's word that everything was read ends the room: nobody reads its pages any more, and they go back at once",
     ),
     (
         Who::Decode(Direction::Pull),

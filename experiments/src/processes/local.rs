@@ -14,8 +14,10 @@ use crate::spec::Spec;
 
 /// How often the registry is started again in one run.
 const RESTARTS: u32 = 3;
-/// How long processes have to end after their standard input was closed, before they are killed.
+/// How long processes have to end after their standard input was closed, before they are killed: first the others, then the registry.
 const GRACE: Span = Span::s(5);
+/// The same when the user is waiting for the prompt.
+const SHORT_GRACE: Span = Span::ms(700);
 
 /// Child processes, one for each node. They end when their standard input does, that is, with this process at the latest.
 pub(crate) struct Local {
@@ -26,6 +28,7 @@ pub(crate) struct Local {
     /// Where the registry is.
     registry: String,
     restarts: u32,
+    grace: Span,
     children: Vec<(Place, Child)>,
 }
 
@@ -42,6 +45,7 @@ impl Local {
             collect: collect.to_owned(),
             registry: "tcp://127.0.0.1:*".to_owned(),
             restarts: 0,
+            grace: GRACE,
             children: Vec::new(),
         };
         for place in places(spec) {
@@ -111,6 +115,10 @@ impl Host for Local {
         Ok(lost)
     }
 
+    fn hurry(&mut self) {
+        self.grace = SHORT_GRACE;
+    }
+
     fn finish(&mut self) {
         // The registry goes last: the others tell it that they leave, and wait until it knows.
         for registry in [false, true] {
@@ -118,7 +126,7 @@ impl Host for Local {
             for (_, child) in self.children.iter_mut().filter(|(place, _)| goes(place)) {
                 drop(child.stdin.take());
             }
-            let end = driver::now() + GRACE;
+            let end = driver::now() + self.grace;
             while self.children.iter().any(|(place, _)| goes(place)) && driver::now() < end {
                 self.ended();
                 std::thread::sleep(std::time::Duration::from_millis(10));
@@ -135,5 +143,39 @@ impl Host for Local {
 impl Drop for Local {
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Processes that do not listen, as under load: whoever pressed Ctrl-C has the prompt back within 2 s, and they are gone.
+    #[test]
+    fn an_interrupted_run_does_not_wait_for_long() {
+        let sleeps = |place| {
+            let mut sleep = Command::new("sleep");
+            (place, sleep.arg("60").stdin(Stdio::piped()).spawn().expect("sleep"))
+        };
+        let mut local = Local {
+            program: PathBuf::new(),
+            file: PathBuf::new(),
+            seed: 1,
+            collect: String::new(),
+            registry: String::new(),
+            restarts: 0,
+            grace: GRACE,
+            children: vec![sleeps(Place::Registry), sleeps(Place::Router), sleeps(Place::Prefill(0))],
+        };
+        let ids: Vec<u32> = local.children.iter().map(|(_, child)| child.id()).collect();
+        let began = driver::now();
+        local.hurry();
+        local.finish();
+        let took = driver::now().since(began);
+        assert!(took < Span::s(2), "{took:?}");
+        assert!(local.children.is_empty());
+        for id in ids {
+            assert!(!Path::new(&format!("/proc/{id}")).exists(), "process {id} is still there");
+        }
     }
 }

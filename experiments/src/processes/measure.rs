@@ -36,6 +36,8 @@ const AHEAD: Span = Span::ms(500);
 pub(crate) trait Host {
     /// Processes that ended by themselves since the last call, and how.
     fn lost(&mut self) -> Result<Vec<(Place, String)>, RunError>;
+    /// The user wants to stop: they are given less time to end by themselves.
+    fn hurry(&mut self);
     /// Ends all of them.
     fn finish(&mut self);
 }
@@ -47,6 +49,7 @@ impl Host for Elsewhere {
     fn lost(&mut self) -> Result<Vec<(Place, String)>, RunError> {
         Ok(Vec::new())
     }
+    fn hurry(&mut self) {}
     fn finish(&mut self) {}
 }
 
@@ -329,6 +332,21 @@ pub(crate) fn measure(
     patience: Span,
     progress: &dyn Progress,
 ) -> Result<Measured, RunError> {
+    let measured = uninterrupted(spec, seed, hub, host, patience, progress);
+    if matches!(measured, Err(RunError::Interrupted)) {
+        host.hurry();
+    }
+    measured
+}
+
+fn uninterrupted(
+    spec: &Spec,
+    seed: u64,
+    hub: &mut Hub,
+    host: &mut dyn Host,
+    patience: Span,
+    progress: &dyn Progress,
+) -> Result<Measured, RunError> {
     let began = driver::now();
     let silence = SILENCE.max(Span(spec.transfer.lease.0) * 3);
     gather(hub, host, patience, progress)?;
@@ -402,7 +420,8 @@ pub(crate) fn measure(
     let held = nodes::sum(standings.iter().map(Standing::held));
     let count = |of: fn(&Standing) -> u64| standings.iter().map(of).sum::<u64>();
     let leaks = nodes::leaks(&held, count(|s| s.memory_regions), count(|s| s.queue_pairs));
-    let mut violations = stop(spec, hub, host)?;
+    let goes_on = || progress.update(run.ended(), 1.0, last_end.since(zero).0);
+    let mut violations = stop(spec, hub, host, &goes_on)?;
 
     // What was recorded at the very end.
     let ripe = hub.ripe(Time::NEVER);
@@ -429,6 +448,7 @@ pub(crate) fn measure(
         registry_messages: counters.registry_messages,
         staged_parts: counters.staged_parts,
         copied_bytes: counters.copied_bytes,
+        checksum_mismatches: counters.checksum_mismatches,
         rnr_naks: 0,
         extrapolated: counters.extrapolated,
         events: 0,
@@ -495,13 +515,21 @@ fn gather(
 }
 
 /// Stops the nodes and says what is left of them.
-fn stop(spec: &Spec, hub: &mut Hub, host: &mut dyn Host) -> Result<Vec<String>, RunError> {
+fn stop(
+    spec: &Spec,
+    hub: &mut Hub,
+    host: &mut dyn Host,
+    goes_on: &dyn Fn() -> bool,
+) -> Result<Vec<String>, RunError> {
     let end = driver::now() + Span(spec.transfer.lease.0) * 4 + Span::s(10);
     let mut told = Time::ZERO;
     // The registry goes last, and where somebody else started it, not at all.
     let waits =
         |m: &Member| m.place != Place::Registry && m.hello.is_some() && m.bye.is_none() && m.lost.is_none();
     while hub.members.iter().any(waits) && driver::now() < end {
+        if !goes_on() {
+            return Err(RunError::Interrupted);
+        }
         if driver::now().since(told) > Span::s(1) {
             told = driver::now();
             hub.tell(|member| waits(member).then_some(ToNode::Stop))?;

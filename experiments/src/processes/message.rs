@@ -6,7 +6,7 @@ use engine::node::{Counters, Held, Reason, Record, Step};
 use serde::{Deserialize, Serialize};
 
 /// Version of these messages.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Most records in a message: far below the longest frame.
 pub(super) const MAX_ROWS: usize = 400;
 
@@ -107,6 +107,7 @@ impl Row {
             Step::Rejected(reason) => (10, reason as u64, 0),
             Step::Corrupt => (11, 0, 0),
             Step::Retried(reason) => (12, reason as u64, 0),
+            Step::Lost(reason) => (13, reason as u64, 0),
         };
         Row(record.request.0, at_ns, kind, a, b)
     }
@@ -130,6 +131,7 @@ impl Row {
             10 => Step::Rejected(reason()?),
             11 => Step::Corrupt,
             12 => Step::Retried(reason()?),
+            13 => Step::Lost(reason()?),
             _ => return None,
         };
         Some(Record { request: RequestId(request), step })
@@ -155,6 +157,7 @@ pub(super) struct Standing {
     staged_parts: u64,
     scattered_parts: u64,
     copied_bytes: u64,
+    checksum_mismatches: u64,
     malformed_frames: u64,
     pub(super) memory_regions: u64,
     pub(super) queue_pairs: u64,
@@ -179,6 +182,7 @@ impl Standing {
             staged_parts: counters.staged_parts,
             scattered_parts: counters.scattered_parts,
             copied_bytes: counters.copied_bytes,
+            checksum_mismatches: counters.checksum_mismatches,
             malformed_frames: counters.malformed_frames,
             memory_regions: objects.memory_regions as u64,
             queue_pairs: objects.queue_pairs as u64,
@@ -209,6 +213,7 @@ impl Standing {
             staged_parts: self.staged_parts,
             scattered_parts: self.scattered_parts,
             copied_bytes: self.copied_bytes,
+            checksum_mismatches: self.checksum_mismatches,
             malformed_frames: self.malformed_frames,
         }
     }
@@ -235,13 +240,14 @@ mod tests {
             Step::Rejected(Reason::TooLong),
             Step::Corrupt,
             Step::Retried(Reason::Busy),
+            Step::Lost(Reason::LeaseLost),
         ];
         for step in steps {
             let record = Record { request: RequestId(5), step };
             assert_eq!(Row::new(8, &record).record(), Some(record));
         }
         for wrong in
-            [Row(0, 0, 13, 0, 0), Row(0, 0, 9, 14, 0), Row(0, 0, 9, 300, 0), Row(0, 0, 1, u64::MAX, 0)]
+            [Row(0, 0, 14, 0, 0), Row(0, 0, 9, 15, 0), Row(0, 0, 9, 300, 0), Row(0, 0, 1, u64::MAX, 0)]
         {
             assert_eq!(wrong.record(), None, "{wrong:?}");
         }

@@ -40,6 +40,8 @@ pub struct Counters {
     pub staged_parts: u64,
     /// Bytes copied to gather and scatter them.
     pub copied_bytes: u64,
+    /// Transfers whose KV arrived with another checksum.
+    pub checksum_mismatches: u64,
     /// Compute times taken beyond what was measured.
     pub extrapolated: u64,
     /// Events of the simulator.

@@ -56,6 +56,8 @@ pub struct Summary {
     pub registry_messages: u64,
     /// RNR NAKs.
     pub rnr_naks: u64,
+    /// Transfers whose KV arrived with another checksum, with `transfer.checksums`.
+    pub checksum_mismatches: u64,
     /// Compute times beyond what was measured.
     pub extrapolated: u64,
     /// Faults that struck, by kind.
@@ -179,6 +181,7 @@ impl Summary {
             copied_bytes: sum(|run| run.counters.copied_bytes),
             registry_messages: sum(|run| run.counters.registry_messages),
             rnr_naks: sum(|run| run.counters.rnr_naks),
+            checksum_mismatches: sum(|run| run.counters.checksum_mismatches),
             extrapolated: sum(|run| run.counters.extrapolated),
             faults: FaultKind::ALL
                 .into_iter()
@@ -237,7 +240,7 @@ mod tests {
                     ..RequestRecord::default()
                 },
             ],
-            counters: Counters { events: 5, ..Counters::default() },
+            counters: Counters { events: 5, checksum_mismatches: 3, ..Counters::default() },
             leaks: Leaks { pages: 1, ..Leaks::default() },
             sim_ps: 2_000_000_000_000,
             ..RunResult::default()
@@ -262,7 +265,7 @@ mod tests {
         assert_eq!(json["tenant_ttft_ms"]["p50"], 6.0);
         assert_eq!(json["leaks"]["pages"], 2);
         assert_eq!(json["sim_seconds"], 4.0);
-        assert_eq!(json["events"], 10);
+        assert_eq!((&json["events"], &json["checksum_mismatches"]), (&10.into(), &6.into()));
         for key in
             ["bytes_moved", "work_requests", "registry_messages", "rnr_naks", "extrapolated", "wall_seconds"]
         {

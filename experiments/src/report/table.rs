@@ -67,6 +67,14 @@ pub fn table(summary: &Summary) -> String {
         let share = summary.cached_tokens as f64 / summary.prompt_tokens.max(1) as f64 * 100.0;
         let _ = writeln!(out, "{:<22}{share:.1} % of prompt tokens", "prefix hits");
     }
+    if summary.checksum_mismatches > 0 {
+        let _ = writeln!(
+            out,
+            "{:<22}{} transfers arrived with another checksum",
+            "corrupted",
+            count(summary.checksum_mismatches)
+        );
+    }
     let _ = writeln!(
         out,
         "{:<22}{} messages, {} RNR NAKs, {} extrapolated compute times",

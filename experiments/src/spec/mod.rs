@@ -144,6 +144,16 @@ impl Spec {
         Ok(spec.1)
     }
 
+    /// The same for a run on real devices: what only the simulator can do is refused.
+    pub fn load_real(path: &Path, sets: &[String]) -> Result<Self, SpecError> {
+        let spec = Self::load(path, sets)?;
+        let Some((key, problem)) = spec.simulated_only() else { return Ok(spec) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| SpecError::Read { path: path.to_owned(), source })?;
+        let (source, _) = Self::parse_unchecked(&text, path, sets)?;
+        Err(source.error(&key, problem))
+    }
+
     /// Reads and checks an experiment; `name` stands for the file in errors.
     pub fn parse(text: &str, name: &Path, sets: &[String]) -> Result<Self, SpecError> {
         let (source, spec) = Self::parse_unchecked(text, name, sets)?;

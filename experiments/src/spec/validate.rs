@@ -49,6 +49,39 @@ pub(super) fn model(name: &str) -> Result<Model, String> {
 }
 
 impl Spec {
+    /// What real devices would pass over in silence: the key, and what to do. `cluster` and the times of `control` say what the simulation
+    /// beside a measured run is like.
+    pub(super) fn simulated_only(&self) -> Option<Problem> {
+        if let count @ 1.. = self.faults.len() {
+            let faults = if count == 1 { "1 fault" } else { &format!("{count} faults") };
+            return Some((
+                at("faults"),
+                format!(
+                    "{faults}, which only the simulator makes; for real devices remove them (--set faults=[]), or run with --fabric sim"
+                ),
+            ));
+        }
+        if self.invariants != super::Invariants::None {
+            return Some((
+                at("invariants"),
+                "only a simulated run can be looked at after every event; for real devices remove the key (--set invariants=none), or \
+                 run with --fabric sim"
+                    .to_owned(),
+            ));
+        }
+        let c = &self.control;
+        let disturbed = [("loss", c.loss), ("duplicate", c.duplicate), ("reorder", c.reorder)]
+            .into_iter()
+            .find(|(_, p)| *p > 0.0);
+        disturbed.map(|(key, p)| {
+            let path = format!("control.{key}");
+            let problem = format!(
+                "{p}, but only the simulator disturbs messages; for real devices remove the key (--set {path}=0), or run with --fabric sim"
+            );
+            (at(&path), problem)
+        })
+    }
+
     /// Checks what crosses keys.
     pub(super) fn validate(&self) -> Result<(), Problem> {
         if self.seed.is_some() && self.seeds.is_some() {

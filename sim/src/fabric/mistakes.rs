@@ -30,8 +30,10 @@ pub struct Mistakes {
     pub zero_length_checked: bool,
     /// Immediates come with their bytes in the other order.
     pub immediates_swapped: bool,
-    /// The first bit of what a WRITE or READ moves changes on its way, unseen by any checksum of the wire; of messages longer than 64 bytes.
+    /// The first byte of what a WRITE or READ moves changes on its way, unseen by any checksum of the wire; of messages longer than 64 bytes.
     pub bits_flipped: bool,
+    /// The same of what a copy within a host's memory moves. Not among [`Mistakes::each`]: the suite's programs copy nothing.
+    pub copies_flipped: bool,
 }
 
 impl Mistakes {

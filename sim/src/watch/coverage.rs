@@ -68,6 +68,8 @@ pub enum State {
     Finished,
     /// At the router: it failed.
     Failed,
+    /// At the router: it was given up without word of its end.
+    Lost,
     /// At the router: it can never be served.
     Rejected,
     /// At an instance.
@@ -86,6 +88,7 @@ impl State {
             State::Routed => "Routed",
             State::Finished => "Finished",
             State::Failed | State::Room(RoomState::Failed) => "Failed",
+            State::Lost => "Lost",
             State::Rejected => "Rejected",
             State::Room(RoomState::Bootstrapping) => "Bootstrapping",
             State::Room(RoomState::WaitingForInput) => "WaitingForInput",

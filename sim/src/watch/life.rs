@@ -16,7 +16,7 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// Of a step that is the last one.
+    /// Of a step that is the last one, whatever comes after it; [`Step::Lost`] is not, because decode's word goes before it.
     #[must_use]
     pub fn of(step: &Step) -> Option<Self> {
         match step {
@@ -33,14 +33,30 @@ impl Ending {
 pub struct Life {
     request: Request,
     steps: Vec<Stamped>,
+    /// Steps that are final by themselves, and whether one of them is [`Step::Finished`].
     ends: u32,
+    finished: bool,
+    /// Times that the router gave it up without word of its end.
+    lost: u32,
+    /// One of them because decode was gone, and whether decode finished it after that: its lease was over, it must not.
+    gone: bool,
+    late: bool,
     /// At the router; none once it is final.
     router: Option<State>,
 }
 
 impl Life {
     pub(super) fn new(request: Request) -> Self {
-        Self { request, steps: Vec::new(), ends: 0, router: Some(State::Queued) }
+        Self {
+            request,
+            steps: Vec::new(),
+            ends: 0,
+            finished: false,
+            lost: 0,
+            gone: false,
+            late: false,
+            router: Some(State::Queued),
+        }
     }
 
     /// The request.
@@ -53,15 +69,23 @@ impl Life {
     pub fn steps(&self) -> &[Stamped] {
         &self.steps
     }
-    /// Final states that it reached.
+    /// Final states that it reached; must be one. Being lost is one if decode never said that it finished, and if decode did so after the
+    /// router knew it to be gone.
     #[must_use]
     pub fn ends(&self) -> u32 {
-        self.ends
+        self.ends + self.lost.saturating_sub(u32::from(self.finished && !self.late))
     }
     /// How it ended.
     #[must_use]
     pub fn ending(&self) -> Option<Ending> {
-        self.steps.iter().find_map(|stamped| Ending::of(&stamped.record.step))
+        let steps = || self.steps.iter().map(|stamped| stamped.record.step);
+        let lost = || {
+            steps().find_map(|step| match step {
+                Step::Lost(reason) => Some(Ending::Failed(reason)),
+                _ => None,
+            })
+        };
+        steps().find_map(|step| Ending::of(&step)).or_else(lost)
     }
     /// Its state at the router, until it is final.
     #[must_use]
@@ -77,6 +101,7 @@ impl Life {
             Step::Preempted { .. } | Step::Retried(_) => Some(State::Queued),
             Step::Finished => Some(State::Finished),
             Step::Failed(_) => Some(State::Failed),
+            Step::Lost(_) => Some(State::Lost),
             Step::Rejected(_) => Some(State::Rejected),
             _ => None,
         };
@@ -88,25 +113,51 @@ impl Life {
             self.router = open.then_some(to);
         }
         self.ends += u32::from(Ending::of(&step).is_some());
+        self.finished |= step == Step::Finished;
+        self.late |= step == Step::Finished && self.gone;
+        self.gone |= step == Step::Lost(Reason::PeerGone);
+        self.lost += u32::from(matches!(step, Step::Lost(_)));
         self.steps.push(stamped);
         step == Step::Corrupt
     }
+}
 
-    /// Whether its last token left decode, and the router says that it failed: outcomes are each side's own. Decode had Success, and then the
-    /// router heard that decode's lease is over (a stopped decode that goes on ends the step under way before it hears of it); or the
-    /// request's time, or the router's lease, was over before the word of the end reached it.
-    pub(super) fn was_lost_after_success(&self) -> bool {
-        let (mut success, mut finished, mut failed) = (false, 0, 0);
-        for stamped in &self.steps {
-            match stamped.record.step {
-                Step::Success => success = true,
-                Step::Finished if success => finished += 1,
-                Step::Failed(Reason::PeerGone) if success => failed += 1,
-                Step::Failed(Reason::LeaseLost | Reason::Deadline) => failed += 1,
-                Step::Failed(_) | Step::Rejected(_) | Step::Finished => return false,
-                _ => {}
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::id::{NodeId, RequestId};
+    use engine::node::Record;
+    use engine::time::Time;
+
+    fn ends(steps: &[Step]) -> (u32, Option<Ending>) {
+        let mut life = Life::new(Request::default());
+        for step in steps {
+            let record = Record { request: RequestId(0), step: *step };
+            life.take(Stamped { at: Time::ZERO, node: NodeId(1), record }, &mut Coverage::default());
         }
-        (finished, failed) == (1, 1)
+        (life.ends(), life.ending())
+    }
+
+    #[test]
+    fn one_end_is_one_end() {
+        let (finished, deadline) = (Step::Finished, Reason::Deadline);
+        let (failed, lost) = (Step::Failed(deadline), Step::Lost(deadline));
+        assert_eq!(ends(&[]), (0, None));
+        assert_eq!(ends(&[finished]), (1, Some(Ending::Finished)));
+        assert_eq!(ends(&[failed]), (1, Some(Ending::Failed(deadline))));
+        assert_eq!(ends(&[lost]), (1, Some(Ending::Failed(deadline))));
+        for both in [[lost, finished], [finished, lost]] {
+            assert_eq!(ends(&both), (1, Some(Ending::Finished)));
+        }
+        for two in
+            [[finished, failed], [failed, finished], [failed, lost], [lost, lost], [finished, finished]]
+        {
+            assert_eq!(ends(&two).0, 2, "{two:?}");
+        }
+        assert_eq!(ends(&[finished, lost, lost]).0, 2);
+        // Whoever is gone finishes nothing any more.
+        let gone = Step::Lost(Reason::PeerGone);
+        assert_eq!(ends(&[finished, gone]).0, 1);
+        assert_eq!(ends(&[gone, finished]).0, 2);
     }
 }

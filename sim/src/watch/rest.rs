@@ -60,7 +60,7 @@ impl Watcher {
         for life in &self.lives {
             let id = life.request().id.0;
             let steps = || life.steps().iter().map(|s| (s.node.0, s.record.step)).collect::<Vec<_>>();
-            if life.ends() != 1 && !life.was_lost_after_success() {
+            if life.ends() != 1 {
                 wrong.push(Broken::new(
                     Law::OneEnd,
                     format!("request {id} reached {} final states, must be 1: {:?}", life.ends(), steps()),

@@ -21,7 +21,7 @@
 //! | 15 | no failure message: the peer waits for its timer | `failures_told` |
 //! | 16 | both sides abort at once | `crossed_aborts_wait` |
 //! | 17 | ranks disagree on the outcome | `all_ranks` |
-//! | 18 | a staging ring that overcommits | no test here: it belongs to the staging ring and its slots |
+//! | 18 | a staging ring that overcommits | `staged_in_parts` |
 //! | 19 | a rank registered twice makes the group look complete | `ranks_once` |
 //! | 20 | leaks after failure | `failed_rooms_released` |
 //! | 21 | pickle on the metadata socket | decoders |

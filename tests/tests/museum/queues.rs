@@ -1,9 +1,10 @@
-//! Queues, keys and timers of the NIC: cases 9, 23 and 24.
+//! Queues, staging slots, keys and timers of the NIC: cases 9, 18, 23 and 24.
 
 use engine::fabric::{RnrTimer, rnr_delay};
 use engine::node::Step;
+use engine::policy::{Coalescing, Staging};
 use engine::time::Span;
-use kvrail_tests::stories::shows_fault_free;
+use kvrail_tests::stories::{shows_fault_free, without};
 use sim::kit::{Build, Kit};
 
 fn scattered(build: Build) -> Kit {
@@ -25,6 +26,27 @@ fn case_09_more_work_requests_than_the_send_queue_holds() {
     };
     shows_fault_free(scattered, base(), "send_queue_bound", "without faults");
     shows_fault_free(scattered, base().pull(), "send_queue_bound", "without faults");
+}
+
+/// A chunk was ready when all of it was in staging memory, a ring whose free part had to be in one piece: one over half of the ring never got
+/// there, and what it had taken was never given back. Smaller ones worked. Law: without faults every request finishes.
+#[test]
+fn case_18_a_chunk_over_half_the_staging_ring() {
+    let build = |slots: u32| {
+        let staging = Coalescing::Staging(Staging { slot: 4096, slots, window: slots });
+        let build = Kit::pair().model("tiny-gqa").prefill(|i| i.tp(2)).decode(|i| i.tp(4));
+        build.transfer(move |t| t.coalescing = staging).bytes()
+    };
+    let story = |build: Build| {
+        let mut t = build.build();
+        // 100 tokens of 512 bytes from each prefill rank for each of two decode ranks: 13 slots for each.
+        t.request(100, 3);
+        t.run();
+        t
+    };
+    shows_fault_free(story, build(20), "staged_in_parts", "without faults");
+    // Both fit.
+    story(without(build(30), "staged_in_parts")).assert_fault_free();
 }
 
 /// The remote key of a registration is good on the NIC that it was made on, and nowhere else. With several NICs the first one's was told to

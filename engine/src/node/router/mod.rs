@@ -30,7 +30,8 @@ pub struct RouterConfig {
     pub life: u32,
     /// Tokens of prompt and output together that the model can take.
     pub context_len: u32,
-    /// How long an attempt at a request may take from being sent to an instance; then it is aborted and the request failed.
+    /// How long an attempt at a request may take from being sent to an instance; then it is cancelled. The request fails with decode's word
+    /// of it, unless decode says that it finished before.
     pub request_deadline: Span,
     /// How long a request waits for instances to join, and for its turn.
     pub patience: Span,
@@ -73,6 +74,8 @@ struct Flight {
     delivered: bool,
     /// A new registry was told of it: what it answers may be a guess.
     told_again: bool,
+    /// Its deadline has passed, and it was cancelled.
+    cancelled: bool,
 }
 
 /// The node.
@@ -86,6 +89,8 @@ pub struct RouterNode {
     flights: Map<RoomKey, Flight>,
     /// In order of sending: the deadline rises.
     deadlines: VecDeque<(Time, RoomKey)>,
+    /// Those whose deadline has passed, until when decode's word is waited for.
+    cancelled: VecDeque<(Time, RoomKey)>,
     /// Requests that are not let in yet: no instance is there, or limits hold them.
     waiting: Waiting,
     /// Requests that were let in and cannot be sent again for now, because no instance is there.
@@ -107,6 +112,7 @@ impl RouterNode {
             decode: Vec::new(),
             flights: Map::default(),
             deadlines: VecDeque::new(),
+            cancelled: VecDeque::new(),
             waiting: Waiting::new(config.limits),
             returned: VecDeque::new(),
             health: Health::new(config.retry),
@@ -147,10 +153,13 @@ impl RouterNode {
             match event {
                 ClientEvent::Registered(instance) => self.rooms = rooms_of(instance),
                 ClientEvent::NewEpoch => {
-                    for (_, key) in &self.deadlines {
-                        if let Some(flight) = self.flights.get_mut(key) {
+                    for key in self.in_flight(|_| true) {
+                        if let Some(flight) = self.flights.get_mut(&key) {
                             flight.told_again = true;
-                            self.client.send(&create(*key, flight));
+                            self.client.send(&create(key, flight));
+                            if flight.cancelled {
+                                self.client.send(&Message::Cancel { key, reason: Reason::Deadline });
+                            }
                         }
                     }
                 }
@@ -159,8 +168,7 @@ impl RouterNode {
                     known.for_each(|c| self.routing.gone(c.instance));
                     self.health = Health::new(self.config.retry);
                     // The registry has ended its rooms, and will tell nobody how.
-                    let lost: Vec<RoomKey> = self.deadlines.iter().map(|(_, key)| *key).collect();
-                    for key in lost {
+                    for key in self.in_flight(|_| true) {
                         self.end(cx, key, Outcome::Failed(reason), false);
                     }
                     if !self.leaving {
@@ -173,13 +181,7 @@ impl RouterNode {
                     self.decode.retain(|c| c.instance != instance);
                     self.routing.gone(instance);
                     self.health.well(instance);
-                    let lost: Vec<RoomKey> = self
-                        .deadlines
-                        .iter()
-                        .map(|(_, key)| *key)
-                        .filter(|key| self.flights.get(key).is_some_and(|flight| flight.decode == instance))
-                        .collect();
-                    for key in lost {
+                    for key in self.in_flight(|flight| flight.decode == instance) {
                         self.end(cx, key, Outcome::Failed(Reason::PeerGone), false);
                     }
                 }
@@ -190,6 +192,12 @@ impl RouterNode {
                 ClientEvent::Message(_) => {}
             }
         }
+    }
+
+    /// Keys of these flights, in order of sending.
+    fn in_flight(&self, which: impl Fn(&Flight) -> bool) -> Vec<RoomKey> {
+        let keys = self.cancelled.iter().chain(&self.deadlines).map(|(_, key)| *key);
+        keys.filter(|key| self.flights.get(key).is_some_and(&which)).collect()
     }
 
     fn arrived(&mut self, cx: &mut Cx<'_>, request: &Request) {
@@ -261,7 +269,8 @@ impl RouterNode {
             self.rooms += 1;
             RoomKey { room: Room(self.rooms), attempt: 1 }
         });
-        let flight = Flight { parcel, prefill, decode, ahead, delivered: false, told_again: false };
+        let flight =
+            Flight { parcel, prefill, decode, ahead, delivered: false, told_again: false, cancelled: false };
         self.client.send(&create(key, &flight));
         self.flights.insert(key, flight);
         self.deadlines.push_back((cx.now + self.config.request_deadline, key));
@@ -304,8 +313,10 @@ impl RouterNode {
         };
         less(candidate(&mut self.prefill, flight.prefill), prompt);
         less(candidate(&mut self.decode, flight.decode), prompt + output);
-        while self.deadlines.front().is_some_and(|(_, key)| !self.flights.contains(key)) {
-            self.deadlines.pop_front();
+        for order in [&mut self.deadlines, &mut self.cancelled] {
+            while order.front().is_some_and(|(_, key)| !self.flights.contains(key)) {
+                order.pop_front();
+            }
         }
         match outcome {
             Outcome::Finished => {
@@ -314,6 +325,10 @@ impl RouterNode {
                 self.landed(cx, &flight.parcel);
             }
             Outcome::Failed(reason) => self.failed(cx, key, flight, reason, told),
+            // It was sent back when its time was over already.
+            Outcome::Preempted { .. } if flight.cancelled => {
+                self.failed(cx, key, flight, Reason::Deadline, told);
+            }
             Outcome::Preempted { tokens } => {
                 let Parcel { mut request, share, .. } = flight.parcel;
                 // What was generated is part of the prompt now. A last block that was not full is no prefix of others any more.
@@ -326,17 +341,19 @@ impl RouterNode {
     }
 
     fn failed(&mut self, cx: &mut Cx<'_>, key: RoomKey, flight: Flight, reason: Reason, told: bool) {
-        let Flight { mut parcel, prefill, decode, told_again, .. } = flight;
+        let Flight { mut parcel, prefill, decode, told_again, cancelled, .. } = flight;
         let request = parcel.request.id;
-        if matches!(reason, Reason::Transfer | Reason::Retries | Reason::Deadline | Reason::Checksum) && told
-        {
+        use Reason::{Checksum, Connection, Deadline, Retries, Transfer};
+        let blames = matches!(reason, Transfer | Retries | Deadline | Checksum | Connection);
+        if blames && told && !cancelled {
             self.health.failed(prefill, cx.now);
             self.health.failed(decode, cx.now);
         }
         // Decode is not there to have said it, or may have been gone for a new registry: tokens may be out.
-        let unsure = told_again || candidate(&mut self.decode, decode).is_none();
+        let gone = candidate(&mut self.decode, decode).is_none();
+        let unsure = told_again || gone;
         let again = match reason {
-            Reason::Transfer | Reason::Retries | Reason::Deadline | Reason::Checksum => {
+            Transfer | Retries | Deadline | Checksum | Connection => {
                 parcel.tried.extend([prefill, decode]);
                 true
             }
@@ -360,14 +377,19 @@ impl RouterNode {
             | Reason::NoInstance
             | Reason::Interrupted => false,
         };
-        if again && told && !self.leaving && key.attempt < self.config.retry.attempts {
+        if again && told && !cancelled && !self.leaving && key.attempt < self.config.retry.attempts {
             cx.out.record(request, Step::Retried(reason));
             parcel.key = Some(RoomKey { attempt: key.attempt + 1, ..key });
             self.again(cx, parcel);
             return;
         }
         let rejected = matches!(reason, Reason::NoMemory | Reason::TooLong | Reason::Busy);
-        cx.out.record(request, if rejected { Step::Rejected(reason) } else { Step::Failed(reason) });
+        let step = match reason {
+            _ if !told || gone => Step::Lost(reason),
+            _ if rejected => Step::Rejected(reason),
+            _ => Step::Failed(reason),
+        };
+        cx.out.record(request, step);
         self.landed(cx, &parcel);
     }
 
@@ -391,10 +413,16 @@ impl RouterNode {
             && at <= cx.now
         {
             self.deadlines.pop_front();
-            if self.flights.contains(&key) {
-                self.client.send(&Message::Abort { key, reason: Reason::Deadline });
-                self.end(cx, key, Outcome::Failed(Reason::Deadline), false);
+            if let Some(flight) = self.flights.get_mut(&key) {
+                flight.cancelled = true;
+                self.client.send(&Message::Cancel { key, reason: Reason::Deadline });
+                // Decode's word comes, or the registry's that decode is gone, or there is no registry.
+                self.cancelled.push_back((cx.now + self.client.lease() * 2, key));
             }
+        }
+        while let Some((_, key)) = self.cancelled.front().copied().filter(|(at, _)| *at <= cx.now) {
+            self.cancelled.pop_front();
+            self.end(cx, key, Outcome::Failed(Reason::Deadline), false);
         }
         let nobody = self.prefill.is_empty() || self.decode.is_empty();
         let reason = if nobody { Reason::NoInstance } else { Reason::Deadline };
@@ -458,7 +486,8 @@ impl Node for RouterNode {
     }
 
     fn deadline(&self) -> Option<Time> {
-        let flight = self.deadlines.front().map_or(Time::NEVER, |(at, _)| *at);
+        let first = |order: &VecDeque<(Time, RoomKey)>| order.front().map_or(Time::NEVER, |(at, _)| *at);
+        let flight = first(&self.deadlines).min(first(&self.cancelled));
         let returned = self.returned.front().map_or(Time::NEVER, |(at, _)| *at);
         Time::earliest([self.client.deadline(), flight, returned.min(self.waiting.deadline())])
     }

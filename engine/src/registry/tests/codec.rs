@@ -150,6 +150,7 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
         (reason(), ".{0,80}").prop_map(|(reason, why)| Message::Refused { reason, why }),
         Just(Message::Heartbeat),
         Just(Message::Leave),
+        Just(Message::Short),
         instance().prop_map(|instance| Message::Query { instance }),
         (instance(), facts()).prop_map(|(instance, facts)| Message::FactsOf { instance, facts }),
         (instance(), role(), any::<[u32; 3]>(), any::<u16>()).prop_map(|(instance, role, n, groups)| {
@@ -174,6 +175,7 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
         ),
         (key(), vec(any::<u32>(), 0..9)).prop_map(|(key, done)| Message::Scattered { key, done }),
         (key(), reason()).prop_map(|(key, reason)| Message::Abort { key, reason }),
+        (key(), reason()).prop_map(|(key, reason)| Message::Cancel { key, reason }),
         (key(), any::<bool>(), any::<bool>())
             .prop_map(|(key, delivered, clean)| Message::Report { key, report: Report { delivered, clean } }),
         (key(), outcome).prop_map(|(key, outcome)| Message::Done { key, outcome }),

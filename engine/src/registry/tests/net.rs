@@ -227,7 +227,7 @@ impl Toy {
                     match role {
                         _ if !named => {}
                         Role::Router if room.outcome.is_none() => {
-                            self.client.send(&Message::Abort { key, reason: Reason::PeerGone });
+                            self.client.send(&Message::Cancel { key, reason: Reason::PeerGone });
                             if room.sides.1 == instance {
                                 let room = self.rooms.get_mut(&key).unwrap();
                                 room.outcome = Some(Outcome::Failed(Reason::PeerGone));
@@ -270,10 +270,12 @@ impl Toy {
             (Role::Prefill, Message::Publish(list)) => {
                 self.end_prefill(list.key, Report { delivered: true, clean: true });
             }
-            (Role::Prefill, Message::Abort { key, .. }) => {
+            (Role::Prefill, Message::Abort { key, .. } | Message::Cancel { key, .. }) => {
                 self.end_prefill(key, Report { delivered: false, clean: true });
             }
-            (Role::Decode, Message::Abort { key, reason }) => self.end_decode(key, Outcome::Failed(reason)),
+            (Role::Decode, Message::Abort { key, reason } | Message::Cancel { key, reason }) => {
+                self.end_decode(key, Outcome::Failed(reason));
+            }
             (Role::Decode, Message::Report { key, report }) => {
                 let outcome =
                     if report.delivered { Outcome::Finished } else { Outcome::Failed(Reason::Transfer) };

@@ -57,7 +57,7 @@ impl World {
             Act::Abort(at) if self.rooms > 0 => {
                 let key = key(at.index(self.rooms as usize) as u64 + 1);
                 if net.toys[0].rooms[&key].outcome.is_none() {
-                    net.toys[0].client.send(&Message::Abort { key, reason: Reason::Deadline });
+                    net.toys[0].client.send(&Message::Cancel { key, reason: Reason::Deadline });
                 }
             }
             Act::Abort(_) => {}

@@ -195,6 +195,7 @@ fn only_participants_are_heard() {
         Message::Done { key: key(1), outcome: Outcome::Finished },
         Message::Report { key: key(1), report: Report { delivered: true, clean: true } },
         Message::Abort { key: key(1), reason: Reason::Aborted },
+        Message::Cancel { key: key(1), reason: Reason::Aborted },
     ] {
         net.toys[3].client.send(&message);
     }
@@ -216,18 +217,18 @@ fn only_participants_are_heard() {
 }
 
 #[test]
-fn an_abort_reaches_both_sides_and_each_ends_on_its_own_word() {
+fn a_cancel_reaches_both_sides_and_each_ends_on_its_own_word() {
     let mut net = net();
     net.toys[2].passive = true;
     create(&mut net, 1);
     net.run(Span::ms(1));
-    net.toys[0].client.send(&Message::Abort { key: key(1), reason: Reason::Deadline });
+    net.toys[0].client.send(&Message::Cancel { key: key(1), reason: Reason::Deadline });
     net.run(Span::ms(1));
     assert_eq!(outcome(&net, 1), Some(Outcome::Failed(Reason::Deadline)));
     assert_eq!(net.toys[1].rooms[&key(1)].report, Some(Report { delivered: false, clean: true }));
     assert_eq!(net.registry().held().rooms, 0);
     // Once more: the tombstone answers.
-    net.toys[0].client.send(&Message::Abort { key: key(1), reason: Reason::Deadline });
+    net.toys[0].client.send(&Message::Cancel { key: key(1), reason: Reason::Deadline });
     net.run(Span::ms(1));
     assert_eq!(net.toys[0].dones[&key(1)].len(), 2);
 }
@@ -250,7 +251,7 @@ fn a_failed_decode_ends_prefill_too() {
 fn a_page_list_for_an_unknown_room_is_answered() {
     let mut net = net();
     net.toys[2].client.send(&Message::Publish(list(key(77))));
-    net.toys[0].client.send(&Message::Abort { key: key(78), reason: Reason::Aborted });
+    net.toys[0].client.send(&Message::Cancel { key: key(78), reason: Reason::Aborted });
     net.run(Span::ms(1));
     let abort = Message::Abort { key: key(77), reason: Reason::PeerGone };
     assert!(net.toys[2].events.contains(&ClientEvent::Message(abort)));
@@ -343,6 +344,25 @@ fn who_was_given_up_before_a_restart_is_not_let_in_after_it() {
     assert_eq!(net.registry().instances().count(), 2);
 }
 
+/// Nobody named it while it could come back, so it was not told as gone to everybody; but the router acted on it.
+#[test]
+fn who_a_create_was_refused_for_is_not_let_in_later() {
+    let mut net = net();
+    let (prefill, decode) = (net.id(1), net.id(2));
+    net.registry = None;
+    net.toys[1].paused = true;
+    net.run(Span::ms(100));
+    net.restart(2);
+    net.run(Span::s(15));
+    net.toys[0].create(key(1), prefill, decode);
+    net.run(Span::ms(10));
+    assert_eq!(outcome(&net, 1), Some(Outcome::Failed(Reason::PeerGone)));
+    net.toys[1].paused = false;
+    net.run(Span::s(5));
+    assert!(net.toys[1].client.is_ended(), "{:?}", net.toys[1].events);
+    assert_eq!(net.registry().instances().count(), 2);
+}
+
 #[test]
 fn a_router_that_is_gone_leaves_no_rooms_behind() {
     let mut net = net();
@@ -379,7 +399,7 @@ fn tables_are_bounded() {
     }
     let before = net.registry().footprint();
     for room in 10..200 {
-        net.toys[0].client.send(&Message::Abort { key: key(room), reason: Reason::Aborted });
+        net.toys[0].client.send(&Message::Cancel { key: key(room), reason: Reason::Aborted });
         net.run(Span::ms(100));
     }
     net.run(Span::ms(500));

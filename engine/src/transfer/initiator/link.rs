@@ -176,7 +176,7 @@ impl Initiator {
                 let other = (reads > 0) != (self.config.direction == Direction::Pull);
                 let offered = Usable::of(&link.pairing, &endpoints, &Usable::default());
                 let (false, true, Some(offered)) = (other, rails == link.pairing.rails, offered) else {
-                    self.refuse(cx, peer);
+                    self.refuse(cx, peer, Reason::Layout);
                     return;
                 };
                 link.offered = offered;
@@ -204,11 +204,11 @@ impl Initiator {
                     self.raise(cx, peer);
                 }
             }
-            LinkBody::Refuse { .. } => {
+            LinkBody::Refuse { reason } => {
                 link.asked = false;
                 link.pending = None;
                 self.broken(cx, peer, false);
-                self.refuse(cx, peer);
+                self.refuse(cx, peer, reason);
             }
             LinkBody::Close { offer } => {
                 if offer < link.accepted {
@@ -359,12 +359,12 @@ impl Initiator {
     }
 
     /// The two cannot be linked: every room between them fails.
-    fn refuse(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
+    fn refuse(&mut self, cx: &mut Cx<'_>, peer: InstanceId, reason: Reason) {
         let Some(link) = self.links.get(&peer) else { return };
         let rooms = link.rooms.iter().filter_map(|i| self.rooms[*i as usize].as_ref());
         let keys: Vec<RoomKey> = rooms.map(|room| room.spec.key).collect();
         for key in keys {
-            self.fail(cx, key, Reason::Layout, true);
+            self.fail(cx, key, reason, true);
         }
     }
 
@@ -422,9 +422,10 @@ impl Initiator {
         let endpoints = match connected {
             Ok(endpoints) => endpoints,
             Err(_) => {
-                let body = LinkBody::Refuse { reason: Reason::Layout };
+                let reason = Reason::Connection;
+                let body = LinkBody::Refuse { reason };
                 self.news.push_back(News::Tell(Message::Link { peer, body }));
-                self.refuse(cx, peer);
+                self.refuse(cx, peer, reason);
                 return;
             }
         };

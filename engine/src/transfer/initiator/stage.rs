@@ -380,7 +380,11 @@ impl Initiator {
         let up = self.links.get(&room.spec.peer).is_some_and(super::Link::is_up);
         if up && !room.ending && part.state == PartState::Waiting && part.cursor == 0 {
             staged.gather = Gather::Ready(slot);
-            self.put_back(index, p);
+            if self.config.rules.staged_in_parts {
+                self.put_back(index, p);
+            } else {
+                self.put_back_chunk(index);
+            }
         } else {
             staged.gather = Gather::Idle;
             let (rank, again) = (staged.rank, !room.ending && part.state == PartState::Waiting);
@@ -389,6 +393,21 @@ impl Initiator {
                 self.put_back(index, p);
             }
             self.settle(cx, index);
+        }
+    }
+
+    /// Only where [`crate::transfer::Rules::staged_in_parts`] is off: posts what was gathered once all that was cut so far is.
+    fn put_back_chunk(&mut self, index: u32) {
+        let Some(room) = self.rooms.get(index as usize).and_then(Option::as_ref) else { return };
+        let unposted = || {
+            let waits =
+                |part: &Part| part.stage.is_some() && part.state == PartState::Waiting && part.cursor == 0;
+            (0u32..).zip(&room.parts).filter(move |(_, part)| waits(part))
+        };
+        if unposted().all(|(_, part)| !part.lacks_gather()) {
+            for p in unposted().map(|(p, _)| p).collect::<Vec<_>>() {
+                self.put_back(index, p);
+            }
         }
     }
 

@@ -119,11 +119,11 @@ impl Target {
                     self.accept(cx, peer, &endpoints);
                 }
             }
-            LinkBody::Refuse { .. } => {
+            LinkBody::Refuse { reason } => {
                 self.fence(cx, peer);
                 let keys: Vec<RoomKey> = self.keys_of(peer);
                 for key in keys {
-                    self.fail(cx, key, Reason::Layout, false);
+                    self.fail(cx, key, reason, false);
                 }
             }
             LinkBody::Close { offer } => {
@@ -298,7 +298,7 @@ impl Target {
                 self.plan_recheck(cx.fabric, peer);
             }
             Err(_) => {
-                let body = LinkBody::Refuse { reason: Reason::Layout };
+                let body = LinkBody::Refuse { reason: Reason::Connection };
                 self.news.push_back(News::Tell(Message::Link { peer, body }));
             }
         }
@@ -384,7 +384,7 @@ impl Target {
                 link.urged = false;
                 LinkBody::Ready { offer }
             }
-            Err(_) => LinkBody::Refuse { reason: Reason::Layout },
+            Err(_) => LinkBody::Refuse { reason: Reason::Connection },
         };
         self.news.push_back(News::Tell(Message::Link { peer, body }));
     }

@@ -424,7 +424,8 @@ impl Buffer {
     /// Changes a bit of the byte at an offset. Phantom memory has none to change: it forgets what the byte was.
     fn flip(&mut self, at: u64) {
         match &mut self.store {
-            Store::Bytes(own) => own[at as usize] ^= 1,
+            // Not by XOR: done twice it must not be undone.
+            Store::Bytes(own) => own[at as usize] = own[at as usize].wrapping_add(1),
             Store::Phantom(own) => forget(own, &self.grid, at, 1),
         }
     }
@@ -515,12 +516,16 @@ fn between(
 }
 
 fn within(memory: &mut Memory, from: (u32, Block), to: (u32, Block), lanes: u64, len: u64, count: u64) {
+    let flips = memory.mistakes.copies_flipped;
     let Some(mut target) = memory.buffers[to.0 as usize].take() else { return };
     if from.0 == to.0 {
         let source = target.clone();
         copy(&source, from.1, &mut target, to.1, lanes, len, count);
     } else if let Some(source) = &memory.buffers[from.0 as usize] {
         copy(source, from.1, &mut target, to.1, lanes, len, count);
+    }
+    if flips {
+        target.flip(to.1.at);
     }
     memory.buffers[to.0 as usize] = Some(target);
 }
