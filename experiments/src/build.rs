@@ -133,7 +133,7 @@ fn run(
     let mut last_end = zero;
     // A request that failed while a step computed it keeps its pages until the step ends.
     let patience = Span(spec.transfer.drain_timeout.0) + SETTLE + longest_step(spec)?;
-    let (bound, calm) = (watched::longest_wait(spec), zero + watched::faults_end(spec));
+    let bound = watched::longest_wait(spec);
     let mut last_news = zero;
     loop {
         match &next {
@@ -178,7 +178,7 @@ fn run(
             if look.is_none()
                 && next.is_none()
                 && !run.all_final()
-                && world.now() > last_news.max(calm) + bound
+                && world.now() > last_news.max(world.faults_until()) + bound
             {
                 break;
             }

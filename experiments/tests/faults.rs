@@ -53,6 +53,12 @@ fn errors_say_where_and_what_would_be_right() {
     refused("{at: 1s, clock: {node: router, drift_ppm: 40000}}", &["clock.drift_ppm", "-30000 to 30000"]);
     refused("{at: 1s, slow: {node: router, cpu: 0.5, for: 1s}}", &["slow.cpu", "1 to 1000"]);
     refused("{at: 1s, link-remove: {node: prefill-0, grace: 2s, for: 1s}}", &["link-remove.for", "grace"]);
+    let when = |rest: &str| format!("{{at: 1s, when: {{node: decode-0, room: failed}}, {rest}}}");
+    refused("{at: 1s, when: {node: router, room: failed}, pause: {for: 1s}}", &["when.node", "has no rooms"]);
+    refused("{at: 1s, when: {node: decode-3, room: failed}, pause: {for: 1s}}", &["when.node", "0 to 2"]);
+    refused("{at: 1s, when: {node: decode-0, room: done}, pause: {for: 1s}}", &["done", "transferring"]);
+    refused(&when("random: {share: 0.5}, pause: {node: all, for: 1s}"), &["random", "keep `when` or"]);
+    refused(&when("every: 1s, until: 9s, pause: {node: all, for: 1s}"), &["until", "expected `times`"]);
     refused("{at: 1s, crush: {node: decode-0}}", &["crush", "did you mean `crash`?"]);
 }
 
@@ -63,7 +69,7 @@ fn the_documentation_is_right() {
     let text = std::fs::read_to_string(file).expect("it is there");
     let blocks: Vec<&str> =
         text.split("```yaml\n").skip(1).filter_map(|block| block.split("```").next()).collect();
-    assert_eq!(blocks.len(), 3);
+    assert_eq!(blocks.len(), 4);
     let mut kinds = Vec::new();
     for block in blocks {
         let cluster = "cluster: {prefill: {instances: 4}, decode: {instances: 4}}";
@@ -111,6 +117,31 @@ faults:
     // The same links are removed in good order.
     let orderly = text.replace("flap: {every: 1s, for: 10ms, until: 4s}", "link-remove: {}");
     assert_eq!(ports(&strikes(&parse(&orderly).expect("right"), 1)), ports(&all));
+}
+
+/// A fault that waits for a room strikes when there is one in that state, and never if there is none.
+#[test]
+fn a_fault_waits_for_a_room() {
+    let run = |room: &str| {
+        let text = format!(
+            "
+model: tiny-gqa
+cluster: {{link: 100Mb/s}}
+transfer: {{room_timeout: 1s, drain_timeout: 100ms}}
+invariants: always
+workload: {{requests: [{{at: 50ms, prompt: 200, output: 3}}]}}
+faults:
+- {{at: 0s, when: {{node: decode-0, room: {room}, after: 5us}}, every: 1us, times: 3, unacknowledged: {{node: prefill-0}}}}
+"
+        );
+        simulate(&parse(&text).expect("right"), 1, &Silent).expect("it runs")
+    };
+    for room in ["waiting-for-input", "transferring", "success"] {
+        assert_eq!(run(room).struck.of(FaultKind::Unacknowledged), 3, "{room}");
+    }
+    let never = run("failed");
+    assert_eq!(never.struck.of(FaultKind::Unacknowledged), 0);
+    assert!(never.violations.is_empty(), "{:?}", never.violations);
 }
 
 /// Every kind at once, in one run: it ends, nothing is corrupt or left, and the summary says what struck.

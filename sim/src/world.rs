@@ -5,9 +5,11 @@
 //! happens in one order, by (time, sequence), so a run depends on its configuration and seed alone.
 
 mod faults;
+mod triggers;
 
 pub use crate::fault::Fault;
 pub use faults::Maker;
+pub use triggers::Trigger;
 
 use crate::control::{Arrival, Channel, ControlConfig};
 use crate::digest::Digest;
@@ -588,6 +590,9 @@ impl World {
             self.records.extend(out.records.drain(..).map(|record| Stamped { at: now, node, record }));
             out.clear();
             self.out = out;
+        }
+        if !self.faults.triggers.is_empty() {
+            self.trip(node);
         }
         self.arm(node);
         self.settle();

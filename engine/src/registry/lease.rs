@@ -89,16 +89,31 @@ impl Members {
         self.waiting
     }
 
+    /// What is known of an instance. One that somebody is told is gone stays so: it may not come back after recovery, when others
+    /// have acted on that.
     #[inline]
-    pub(super) fn standing(&self, instance: InstanceId) -> Standing {
+    pub(super) fn standing(&mut self, instance: InstanceId) -> Standing {
         if let Some(slot) = self.slots.get(&instance) {
             return Standing::Here(*slot);
         }
         let earlier = epoch_of(instance) < self.epoch && epoch_of(instance) > 0;
         if self.recovering && earlier && !self.is_gone.contains(&instance) {
-            Standing::Awaited
-        } else {
-            Standing::Gone
+            return Standing::Awaited;
+        }
+        self.give_up(instance);
+        Standing::Gone
+    }
+
+    /// Remembers that an instance of an earlier epoch is gone.
+    fn give_up(&mut self, id: InstanceId) {
+        let earlier = epoch_of(id) < self.epoch && epoch_of(id) > 0;
+        if earlier && self.is_gone.insert(id, ()).is_none() {
+            self.gone.push_back(id);
+            if self.gone.len() > GONE
+                && let Some(oldest) = self.gone.pop_front()
+            {
+                self.is_gone.remove(&oldest);
+            }
         }
     }
 
@@ -151,14 +166,7 @@ impl Members {
         if !self.all.values().any(|instance| instance.facts.is_some()) {
             self.fingerprint = None;
         }
-        if epoch_of(id) < self.epoch && self.is_gone.insert(id, ()).is_none() {
-            self.gone.push_back(id);
-            if self.gone.len() > GONE
-                && let Some(oldest) = self.gone.pop_front()
-            {
-                self.is_gone.remove(&oldest);
-            }
-        }
+        self.give_up(id);
         let waited = self.awaited.remove(&id).unwrap_or_default();
         self.waiting -= waited.len();
         waited

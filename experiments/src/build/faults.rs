@@ -4,7 +4,7 @@ use engine::id::{NodeId, PortId};
 use engine::time::{Span, Time};
 use models::Picos;
 use sim::fault::{ControlFault, Disturbance, Fault, Ppm};
-use sim::world::World;
+use sim::world::{Trigger, World};
 
 use super::nodes::span;
 use crate::spec::Spec;
@@ -20,9 +20,12 @@ pub struct Strike {
     pub fault: Fault,
     /// How long it lasts; none for ever, or for what strikes at an instant only.
     pub lasts: Option<Span>,
+    /// The entry that it is of.
+    pub entry: usize,
 }
 
-/// Every strike of an experiment's run, in the order of its entries. What is drawn follows from `seed`.
+/// Every strike of an experiment's run, in the order of its entries. What is drawn follows from `seed`. An entry that waits for a room is taken
+/// to find one at its `at`.
 #[must_use]
 pub fn strikes(spec: &Spec, seed: u64) -> Vec<Strike> {
     let mut all = Vec::new();
@@ -32,20 +35,38 @@ pub fn strikes(spec: &Spec, seed: u64) -> Vec<Strike> {
         if let Some((_, what)) = entry.kinds().first()
             && let Ok(sites) = sites(spec, entry, what)
         {
+            let first = all.len();
             entry_strikes(spec, entry, what, sites, &mut random, &mut all);
+            all[first..].iter_mut().for_each(|strike| strike.entry = n as usize);
         }
     }
     all
 }
 
-/// Strikes so long after `zero`.
+/// Strikes so long after `zero`, or when a room is in the state that they wait for.
 pub(super) fn schedule(spec: &Spec, seed: u64, world: &mut World, zero: Time) {
-    for strike in strikes(spec, seed) {
+    let all = strikes(spec, seed);
+    for strike in &all {
         let at = zero + strike.at;
+        if spec.faults[strike.entry].when.is_some() {
+            continue;
+        }
         match strike.lasts {
             Some(span) => world.fault_for(at, strike.fault, span),
             None => world.fault(at, strike.fault),
         }
+    }
+    for (n, entry) in spec.faults.iter().enumerate() {
+        let Some(when) = entry.when else { continue };
+        let from = span(entry.at);
+        let after = |strike: &Strike| Span(strike.at.0 - from.0) + span(when.after);
+        let own = all.iter().filter(|strike| strike.entry == n);
+        world.fault_when(Trigger {
+            from: zero + from,
+            nodes: spec.nodes_named(when.node).unwrap_or_default().into_iter().map(NodeId).collect(),
+            state: when.room.state(),
+            strikes: own.map(|strike| (after(strike), strike.fault, strike.lasts)).collect(),
+        });
     }
 }
 
@@ -106,7 +127,8 @@ fn strike(spec: &Spec, what: &What, site: Site, at: Span, all: &mut Vec<Strike>)
         Site::Channel => (0, PortId(0)),
     };
     let (host, node) = (number as usize, NodeId(number));
-    let mut push = |fault, lasts: Option<Picos>| all.push(Strike { at, fault, lasts: lasts.map(span) });
+    let mut push =
+        |fault, lasts: Option<Picos>| all.push(Strike { at, fault, lasts: lasts.map(span), entry: 0 });
     match *what {
         What::QueuePairError(f) => push(Fault::QueuePairError { host, index: f.index as usize }, None),
         What::LinkDown(f) => push(Fault::LinkDown { host, port }, Some(f.duration)),
@@ -136,7 +158,8 @@ fn strike(spec: &Spec, what: &What, site: Site, at: Span, all: &mut Vec<Strike>)
         What::LinkRemove(f) => {
             push(Fault::LinkDrain { host, port }, f.duration);
             let rest = f.duration.map(|d| span(Picos(d.0.saturating_sub(f.grace.0))));
-            all.push(Strike { at: at + span(f.grace), fault: Fault::LinkDown { host, port }, lasts: rest });
+            let fault = Fault::LinkDown { host, port };
+            all.push(Strike { at: at + span(f.grace), fault, lasts: rest, entry: 0 });
         }
         What::PostFailure(f) => push(Fault::PostFailure { host, request: f.request, times: f.times }, None),
         What::CompletionDelay(f) => {

@@ -66,19 +66,12 @@ pub(super) fn longest_wait(spec: &Spec) -> Span {
     span(t.room_timeout) * 20 + span(t.lease) * 8 + span(t.drain_timeout) * 4 + SETTLE * 2
 }
 
-/// When the last fault is over.
-pub(super) fn faults_end(spec: &Spec) -> Span {
-    spec.faults.iter().map(|fault| span(fault.end())).max().unwrap_or_default()
-}
-
 /// A watcher at work.
 pub(super) struct Look {
     watcher: Watcher,
     lookout: Lookout,
     /// From the last arrival until everything must be final and at rest.
     bound: Span,
-    /// Nothing is meant to happen after that: faults are over.
-    calm: Time,
     /// Whatever comes late has come by then, once everything was at rest.
     linger: Span,
     last_arrival: Time,
@@ -112,7 +105,6 @@ impl Look {
             watcher: Watcher::new(world, what),
             lookout,
             bound: longest_wait(spec),
-            calm: zero + faults_end(spec),
             linger: span(spec.transfer.drain_timeout).max(span(spec.transfer.retransmit) * 4),
             last_arrival: zero,
             events_then: world.events(),
@@ -158,7 +150,7 @@ impl Look {
             return true;
         }
         let events = world.events() - self.events_then;
-        let since = self.last_arrival.max(self.calm);
+        let since = self.last_arrival.max(world.faults_until());
         if world.events() - self.instant.1 > MOST_AT_ONCE
             || all_arrived && events > self.lookout.most_events
             || all_arrived && world.now() > since + self.bound
@@ -177,8 +169,10 @@ impl Look {
 
     /// Waits for what comes late, and says what is broken.
     pub(super) fn settle(mut self, world: &mut World, run: &mut Collector) -> Findings {
-        let until = (world.now() + self.linger).max(self.calm);
-        while self.stuck.is_none() && world.next_time().is_some_and(|at| at <= until) {
+        // Nothing is meant to happen after that: faults are over.
+        let late = world.now() + self.linger;
+        while self.stuck.is_none() && world.next_time().is_some_and(|at| at <= late.max(world.faults_until()))
+        {
             world.step();
             self.after(world, run);
             self.is_over(world, true);

@@ -52,6 +52,11 @@ pub const NEVER_MET: &[(Who, State, &str)] = &[
         "its last completion ends the room: nothing names its pages any more, and they go back at once",
     ),
     (
+        Who::Prefill(Direction::Pull),
+        SUCCESS,
+        "decode's word that everything was read ends the room: nobody reads its pages any more, and they go back at once",
+    ),
+    (
         Who::Decode(Direction::Pull),
         SUCCESS,
         "its last READ ends the room in the transfer engine: what has arrived is decode's own",

@@ -10,9 +10,9 @@ use sim::fabric::CopyCosts;
 use super::Dice;
 use crate::spec::{
     Admission, AutoSpec, BatchSpec, Capacity, ClusterSpec, Coalescing, ComputeSpec, ControlSpec, Deadline,
-    Direction, Failover, Granularity, Invariants, LeastInflight, MemorySpec, Order, PolicySpec, PortReach,
-    Priorities, Rails, Replica, Routing, Shares, SideSpec, Spec, StagingSpec, TopologySpec, TransferSpec,
-    WindowSpec,
+    Direction, Failover, Granularity, Invariants, LeastInflight, LimitsSpec, MemorySpec, Order, Pages,
+    PolicySpec, PortReach, Priorities, Rails, Replica, RetrySpec, Routing, Shares, SideSpec, Spec,
+    StagingSpec, TenantSpec, TopologySpec, TransferSpec, WindowSpec,
 };
 pub use faults::KINDS;
 
@@ -50,6 +50,8 @@ enum Weather {
     Short,
     /// Faults.
     Rough,
+    /// Many short faults.
+    Storm,
 }
 
 fn drawn(dice: &mut Dice, seed: u64) -> Spec {
@@ -59,12 +61,12 @@ fn drawn(dice: &mut Dice, seed: u64) -> Spec {
         Weather::Rough,
         Weather::Rough,
         Weather::Rough,
-        Weather::Rough,
-        Weather::Rough,
-        Weather::Rough,
+        Weather::Storm,
+        Weather::Storm,
+        Weather::Storm,
     ]);
     let model = dice.pick(&["tiny-gqa", "tiny-gqa-2", "tiny-mla", "tiny-mla-index"]);
-    let rough = weather == Weather::Rough;
+    let rough = weather == Weather::Rough || weather == Weather::Storm;
     let mut spec = Spec {
         name: format!("seed-{seed}"),
         seed: Some(seed),
@@ -84,11 +86,31 @@ fn drawn(dice: &mut Dice, seed: u64) -> Spec {
     };
     spec.workload.requests = load::requests(dice);
     spec.cluster = cluster(dice, model, &spec);
+    if weather == Weather::Storm {
+        stormy(dice, &mut spec);
+    }
     load::lighten(&mut spec);
     if rough {
-        spec.faults = faults::faults(dice, &spec);
+        spec.faults = faults::faults(dice, &spec, weather == Weather::Storm);
     }
     spec
+}
+
+/// What a storm meets: transfers that take long and are given up in their middle, or long generations.
+fn stormy(dice: &mut Dice, spec: &mut Spec) {
+    if dice.percent(60) {
+        let slow = [30_000_000, 100_000_000];
+        spec.cluster.link = Some(Bandwidth::from_bits_per_sec(dice.pick(&slow)));
+        spec.policy.window = WindowSpec { bytes: ByteSize(64 << 20), requests: 8192 };
+        spec.transfer.room_timeout = dice.pick(&[ms(20), ms(100)]);
+        spec.transfer.transfer_timeout = dice.pick(&[ms(3), ms(10)]);
+        spec.transfer.drain_timeout = dice.pick(&[ms(10), ms(50)]);
+        spec.transfer.ack_timeout = dice.pick(&[10, 12]);
+    } else {
+        spec.compute.scale = 1.0;
+        spec.transfer.room_timeout = dice.pick(&[ms(400), ms(2000)]);
+        spec.workload.requests.iter_mut().for_each(|request| request.output = request.output.max(10));
+    }
 }
 
 fn cluster(dice: &mut Dice, model: &str, spec: &Spec) -> ClusterSpec {
@@ -170,6 +192,7 @@ fn transfer(dice: &mut Dice, weather: Weather) -> TransferSpec {
         max_rd_atomic: dice.pick(&[1, 4, 16]),
         parts: dice.pick(&[1, 2, 5, 16]),
         slots: dice.pick(&[1, 3, 16, 64]),
+        checksums: dice.percent(20),
         ..TransferSpec::default()
     };
     if weather == Weather::Calm {
@@ -200,15 +223,7 @@ fn transfer(dice: &mut Dice, weather: Weather) -> TransferSpec {
 
 fn policy(dice: &mut Dice) -> PolicySpec {
     let direction = dice.pick(&[Direction::Push, Direction::Pull]);
-    // Small slots, so that requests need several and use them again.
-    let small = StagingSpec { slot: ByteSize(16 << 10), slots: 16, window: 1 };
-    let coalescing = dice.pick(&[
-        Coalescing::Direct,
-        Coalescing::Direct,
-        Coalescing::Staging(small),
-        Coalescing::Staging(StagingSpec::default()),
-        Coalescing::Auto(AutoSpec::default()),
-    ]);
+    let coalescing = coalescing(dice);
     PolicySpec {
         routing: dice.pick(&[
             Routing::RoundRobin,
@@ -250,7 +265,57 @@ fn policy(dice: &mut Dice) -> PolicySpec {
             bytes: dice.pick(&[ByteSize(1), ByteSize(3000), ByteSize(64 << 20)]),
             requests: dice.pick(&[1, 7, 8192]),
         },
-        admission: dice.pick(&[Admission::Reserve, Admission::OnDemand]),
-        ..PolicySpec::default()
+        admission: dice.pick(&[
+            Admission::Reserve,
+            Admission::OnDemand,
+            Admission::Reserve,
+            Admission::OnDemand,
+            Admission::Refuse { waiting: 1, pages: Pages::Reserve },
+            Admission::Refuse { waiting: 10, pages: Pages::OnDemand },
+        ]),
+        limits: limits(dice),
+        retry: retry(dice),
+    }
+}
+
+/// Small slots, so that requests need several and use them again: from a few tokens of a layer, where every part is larger than half of the
+/// ring, to more than a request.
+fn coalescing(dice: &mut Dice) -> Coalescing {
+    let slot = ByteSize(dice.pick(&[512, 4 << 10, 16 << 10, 256 << 10]));
+    let (slots, window) = (dice.pick(&[1, 2, 5, 16, 64]), dice.pick(&[1, 2, 4]));
+    let auto = AutoSpec { slot, slots, window, ..AutoSpec::default() };
+    dice.pick(&[
+        Coalescing::Direct,
+        Coalescing::Direct,
+        Coalescing::Staging(StagingSpec { slot, slots, window }),
+        Coalescing::Staging(StagingSpec { slot, slots, window }),
+        // Where a copy costs about as much as some requests, pieces of one room go both ways.
+        Coalescing::Auto(AutoSpec { copy: us(1), request: us(1), ..auto.clone() }),
+        Coalescing::Auto(auto),
+    ])
+}
+
+/// What the router lets fly.
+fn limits(dice: &mut Dice) -> LimitsSpec {
+    if dice.percent(75) {
+        return LimitsSpec::default();
+    }
+    let tenant = TenantSpec { requests: dice.pick(&[Some(1), Some(5), None]), tokens: Some(200) };
+    LimitsSpec {
+        requests: dice.pick(&[Some(2), Some(20)]),
+        tenant: dice.pick(&[None, Some(tenant)]),
+        waiting: dice.pick(&[None, None, Some(3), Some(30)]),
+    }
+}
+
+/// Whether failed transfers are tried again.
+fn retry(dice: &mut Dice) -> RetrySpec {
+    if dice.percent(70) {
+        return RetrySpec::default();
+    }
+    RetrySpec {
+        attempts: dice.pick(&[1, 2, 4]),
+        cooldown: dice.pick(&[Picos(0), us(500), ms(5)]),
+        longest: dice.pick(&[ms(5), ms(50)]),
     }
 }

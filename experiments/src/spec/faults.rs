@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::field;
 
 mod check;
+mod when;
 
 pub(crate) use check::{Site, sites};
+pub use when::{RoomIs, WhenSpec};
 
 /// One entry: when, how often, and one of the kinds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -32,6 +34,9 @@ pub struct FaultSpec {
     /// Where or when it strikes is drawn, from the seed of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub random: Option<RandomSpec>,
+    /// It waits for a room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<WhenSpec>,
     /// A queue pair goes to ERR.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_pair_error: Option<QueuePairError>,
@@ -609,7 +614,8 @@ impl FaultSpec {
         KINDS.into_iter().zip(all).filter_map(|(name, what)| Some((name, what?))).collect()
     }
 
-    /// When nothing of it happens any more, from the start of the run. What lasts for ever is over when it has begun.
+    /// When nothing of it happens any more, from the start of the run. What lasts for ever is over when it has begun, and what waits for a
+    /// room is taken to find one at once.
     #[must_use]
     pub fn end(&self) -> Picos {
         let flap = self.flap.unwrap_or_default();

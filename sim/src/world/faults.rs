@@ -1,5 +1,6 @@
 //! Faults as the world strikes them.
 
+use super::triggers::Trigger;
 use super::{AnyNode, Dead, Ev, Waiting, World};
 use crate::control::Disturbed;
 use crate::digest::Digest;
@@ -21,6 +22,10 @@ pub(super) struct Faults {
     paces: Vec<Pace>,
     /// The run is over: nothing strikes any more.
     ended: bool,
+    /// What waits for a room.
+    pub(super) triggers: Vec<Trigger>,
+    /// When the last of those on their way is over.
+    pub(super) until: Time,
 }
 
 /// How slow a node's calls are.
@@ -72,12 +77,12 @@ impl World {
 
     /// A fault begins at some time.
     pub fn fault(&mut self, at: Time, fault: Fault) {
-        self.queue.push(at, Ev::Fault(fault));
+        self.push_fault(at, Ev::Fault(fault));
     }
 
     /// A fault that lasts is over at some time.
     pub fn fault_over(&mut self, at: Time, fault: Fault) {
-        self.queue.push(at, Ev::FaultOver(fault));
+        self.push_fault(at, Ev::FaultOver(fault));
     }
 
     /// A fault begins at some time and is over after a while.
@@ -326,6 +331,7 @@ impl World {
     /// Nothing strikes any more, and who was stopped goes on.
     pub(super) fn end_faults(&mut self) {
         self.faults.ended = true;
+        self.faults.triggers.clear();
         let stopped = self.faults.active.iter().filter(|f| f.kind() == FaultKind::Pause).copied();
         for fault in stopped.collect::<Vec<_>>() {
             self.over(fault);

@@ -344,6 +344,25 @@ fn who_was_given_up_before_a_restart_is_not_let_in_after_it() {
     assert_eq!(net.registry().instances().count(), 2);
 }
 
+/// Nobody named it while it could come back, so it was not told as gone to everybody; but the router acted on it.
+#[test]
+fn who_a_create_was_refused_for_is_not_let_in_later() {
+    let mut net = net();
+    let (prefill, decode) = (net.id(1), net.id(2));
+    net.registry = None;
+    net.toys[1].paused = true;
+    net.run(Span::ms(100));
+    net.restart(2);
+    net.run(Span::s(15));
+    net.toys[0].create(key(1), prefill, decode);
+    net.run(Span::ms(10));
+    assert_eq!(outcome(&net, 1), Some(Outcome::Failed(Reason::PeerGone)));
+    net.toys[1].paused = false;
+    net.run(Span::s(5));
+    assert!(net.toys[1].client.is_ended(), "{:?}", net.toys[1].events);
+    assert_eq!(net.registry().instances().count(), 2);
+}
+
 #[test]
 fn a_router_that_is_gone_leaves_no_rooms_behind() {
     let mut net = net();
@@ -431,4 +450,23 @@ fn who_leaves_before_it_began_has_ended() {
     assert!(!net.toys[2].client.is_ended());
     net.run(Span::s(1));
     assert!(net.toys[2].client.is_ended());
+}
+
+#[test]
+fn an_instance_that_hears_nothing_is_given_no_more_rooms() {
+    let limits = RegistryLimits { backlog: 4000, ..RegistryLimits::default() };
+    let mut net = Net::new(&THREE, Faults::NONE, 1);
+    net.registry = Some(Registry::new(1, RegistryConfig { limits, ..RegistryConfig::default() }));
+    net.run(Span::ms(100));
+    net.toys[2].paused = true;
+    for room in 1..=200 {
+        create(&mut net, room);
+        net.run(Span::us(200));
+    }
+    let refused = (1..=200).filter(|room| outcome(&net, *room).is_some()).collect::<Vec<_>>();
+    assert!(refused.iter().all(|room| outcome(&net, *room) == Some(Outcome::Failed(Reason::Refused))));
+    // Half of what it may have waiting was for rooms, and it is not given up for them.
+    assert!(refused.len() > 100 && refused.len() < 190, "{}", refused.len());
+    assert!(refused.iter().copied().eq(200 - refused.len() as u64 + 1..=200));
+    assert!(net.toys[0].gone.is_empty());
 }

@@ -1,7 +1,7 @@
 //! The faults of a case: a row for each kind.
 
 use models::Picos;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sim::fault::FaultKind;
 
 use super::super::Dice;
@@ -31,6 +31,7 @@ pub const KINDS: [FaultKind; FaultKind::ALL.len()] = FaultKind::ALL;
 
 /// What is drawn from; a row that stands here twice comes twice as often.
 const ROWS: &[Row] = &[
+    ("queue-pair-error", |dice, at| json!({"node": at.node, "index": dice.below(64)})),
     ("queue-pair-error", |dice, at| json!({"node": at.node, "index": dice.below(64)})),
     ("link-down", |dice, at| json!({"node": at.node, "port": at.port, "for": span(dice)})),
     (
@@ -79,7 +80,10 @@ const ROWS: &[Row] = &[
     ("control", |dice, at| channel(dice, at, "garble")),
     ("clock", |dice, at| {
         let drift = dice.within(0, 40_000) as i64 - 20_000;
-        json!({"node": at.or_registry(dice), "ahead": text(us(dice.pick(&[0, 100, 5000, 100_000]))), "drift_ppm": drift, "for": span(dice)})
+        let node = at.or_registry(dice);
+        // Leases count on the registry's clock: it may be fast or slow, but not leap.
+        let ahead = if node == "registry" { 0 } else { dice.pick(&[0, 100, 5000, 100_000]) };
+        json!({"node": node, "ahead": text(us(ahead)), "drift_ppm": drift, "for": span(dice)})
     }),
     ("slow", |dice, at| {
         let (cpu, compute) = (dice.pick(&[1, 10, 100]), dice.pick(&[1, 3, 20]));
@@ -123,27 +127,99 @@ fn site(dice: &mut Dice, spec: &Spec) -> Site {
     Site { node, port: dice.below(u64::from(spec.ports(side).max(1))) }
 }
 
-/// Some faults: soon after a request came, or soon after another fault, where they meet rooms that are ending, or at any time.
-pub(super) fn faults(dice: &mut Dice, spec: &Spec) -> Vec<FaultSpec> {
-    let arrivals: Vec<u64> = spec.workload.requests.iter().map(|request| request.at.0).collect();
-    let end = arrivals.last().map_or(0, |last| last + last / 2) + us(3000).0;
-    let mut at = 0;
-    let mut all = Vec::new();
-    for _ in 0..dice.within(2, 24) {
-        let soon = dice.pick(&[us(200), us(1000), us(5000)]).0;
-        at = match dice.below(100) {
-            0..50 if !arrivals.is_empty() => dice.pick(&arrivals) + dice.below(soon),
-            0..85 => at + dice.below(soon),
-            _ => dice.below(end),
-        };
-        let (key, make) = dice.pick(ROWS);
+/// States that faults can wait for; those that rooms pass through fast, and few rooms at all, come more often.
+const STATES: &[&str] = &[
+    "bootstrapping",
+    "waiting-for-input",
+    "waiting-for-input",
+    "transferring",
+    "transferring",
+    "transferring",
+    "success",
+    "success",
+    "success",
+    "failed",
+    "failed",
+    "failed",
+    "failed",
+    "failed",
+];
+
+/// Where and when some faults strike together.
+struct Volley {
+    site: Site,
+    at: u64,
+    /// The room that they wait for.
+    when: Option<Value>,
+}
+
+impl Volley {
+    /// Soon after a request came, or soon after another volley, where it meets rooms that are ending, or at any time; or, from any time on,
+    /// when a room is in some state, mostly one of the instance that is struck.
+    fn draw(dice: &mut Dice, spec: &Spec, before: u64) -> Self {
+        let arrivals: Vec<u64> = spec.workload.requests.iter().map(|request| request.at.0).collect();
+        let last = arrivals.last().copied().unwrap_or(0);
         let site = site(dice, spec);
-        let body = make(dice, &site);
-        let mut fault = Map::new();
-        fault.insert("at".to_owned(), Value::String(text(Picos(at))));
-        fault.insert(key.to_owned(), body);
-        if let Ok(fault) = serde_json::from_value(Value::Object(fault)) {
-            all.push(fault);
+        if dice.percent(70) {
+            let node = if dice.percent(85) { site.node.clone() } else { self::site(dice, spec).node };
+            let when = json!({"node": node, "room": dice.pick(STATES)});
+            return Volley { site, at: dice.below(last + us(1000).0), when: Some(when) };
+        }
+        let soon = dice.pick(&[us(200), us(1000), us(5000)]).0;
+        let at = match dice.below(100) {
+            0..50 if !arrivals.is_empty() => dice.pick(&arrivals) + dice.below(soon),
+            0..85 => before + dice.below(soon),
+            _ => dice.below(last + last / 2 + us(3000).0),
+        };
+        Volley { site, at, when: None }
+    }
+
+    fn fault(&self, dice: &mut Dice) -> Value {
+        let (key, make) = dice.pick(ROWS);
+        let mut fault = json!({"at": text(Picos(self.at)), key: make(dice, &self.site)});
+        if let Some(when) = &self.when {
+            fault["when"] = when.clone();
+            if dice.percent(30) {
+                fault["when"]["after"] = json!(text(Picos(dice.below(us(100).0))));
+            }
+        } else if dice.percent(50) {
+            fault["at"] = json!(text(Picos(self.at + dice.below(us(1000).0))));
+        }
+        fault
+    }
+}
+
+/// In a storm: a short one, so that rooms go on to be opened, and fail, for the next one to meet.
+fn squall(dice: &mut Dice, fault: &mut Value) {
+    let short = text(Picos(1 + dice.below(us(2000).0)));
+    for (key, body) in fault.as_object_mut().into_iter().flatten() {
+        let ends_itself = ["at", "when", "flap", "link-remove"].contains(&key.as_str());
+        if !ends_itself && (body.get("for").is_some() || key == "crash" || key == "leave") {
+            body["for"] = json!(short);
+        }
+    }
+}
+
+/// Faults in volleys: what strikes while a room fails is what strikes hardest. In a storm there are many.
+pub(super) fn faults(dice: &mut Dice, spec: &Spec, storm: bool) -> Vec<FaultSpec> {
+    let (mut at, mut all) = (0, Vec::new());
+    let volleys = if storm { dice.within(30, 70) } else { dice.within(1, 10) };
+    for _ in 0..volleys {
+        let volley = Volley::draw(dice, spec, at);
+        at = volley.at;
+        let size = if storm { dice.within(8, 18) } else { dice.pick(&[1, 1, 2, 4, 8]) };
+        for _ in 0..size {
+            let mut fault = volley.fault(dice);
+            let ends_rooms = fault.get("crash").is_some() || fault.get("leave").is_some();
+            if storm && ends_rooms && dice.percent(60) {
+                fault = volley.fault(dice);
+            }
+            if storm {
+                squall(dice, &mut fault);
+            }
+            if let Ok(fault) = serde_json::from_value(fault) {
+                all.push(fault);
+            }
         }
     }
     all
@@ -160,15 +236,23 @@ mod tests {
             for seed in 0..100 {
                 let mut dice = Dice::new(seed);
                 let site = site(&mut dice, &spec);
-                let fault = json!({"at": "1ms", *key: make(&mut dice, &site)});
-                let read: Result<FaultSpec, _> = serde_json::from_value(fault.clone());
-                let spec = Spec {
-                    faults: read.map_or_else(|e| panic!("{fault}: {e}"), |f| vec![f]),
-                    ..spec.clone()
-                };
-                assert_eq!(spec.problem(), None, "{fault}");
+                valid(&spec, json!({"at": "1ms", *key: make(&mut dice, &site)}));
             }
         }
+        for seed in 0..100 {
+            let mut dice = Dice::new(seed);
+            let volley = Volley::draw(&mut dice, &spec, 0);
+            let mut fault = volley.fault(&mut dice);
+            valid(&spec, fault.clone());
+            squall(&mut dice, &mut fault);
+            valid(&spec, fault);
+        }
+    }
+
+    fn valid(spec: &Spec, fault: Value) {
+        let read: Result<FaultSpec, _> = serde_json::from_value(fault.clone());
+        let faults = read.map_or_else(|e| panic!("{fault}: {e}"), |f| vec![f]);
+        assert_eq!(Spec { faults, ..spec.clone() }.problem(), None, "{fault}");
     }
 
     /// Strikes of all cases together are of all kinds.

@@ -79,6 +79,7 @@ impl Spec {
             (if key.is_empty() { name.to_owned() } else { format!("{name}.{key}") }, problem)
         })?;
         within(name, &what)?;
+        super::when::problem(self, entry)?;
         repeats(entry, &what)
     }
 }
