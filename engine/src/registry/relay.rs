@@ -110,6 +110,10 @@ impl Registry {
             self.tell(prefill, |out| wire::put_assign(out, &key, decode, request));
         }
         self.tell(decode, |out| wire::put_assign(out, &key, prefill, request));
+        if gone {
+            // So that it does not wait for that side if it has not begun to generate.
+            self.tell(decode, |out| wire::encode(&Message::Gone { instance: prefill }, out));
+        }
         if self.parked_count > 0
             && let Some(parked) = self.parked.remove(&key.room)
         {

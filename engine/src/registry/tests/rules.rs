@@ -212,7 +212,7 @@ fn only_participants_are_heard() {
         request: Default::default(),
     });
     net.run(Span::ms(100));
-    assert_eq!(net.registry().stats().not_participant, 7);
+    assert_eq!(net.registry().stats().not_participant, 8);
     assert_eq!((outcome(&net, 1), net.registry().held().rooms), (None, 1));
 }
 
@@ -450,4 +450,23 @@ fn who_leaves_before_it_began_has_ended() {
     assert!(!net.toys[2].client.is_ended());
     net.run(Span::s(1));
     assert!(net.toys[2].client.is_ended());
+}
+
+#[test]
+fn an_instance_that_hears_nothing_is_given_no_more_rooms() {
+    let limits = RegistryLimits { backlog: 4000, ..RegistryLimits::default() };
+    let mut net = Net::new(&THREE, Faults::NONE, 1);
+    net.registry = Some(Registry::new(1, RegistryConfig { limits, ..RegistryConfig::default() }));
+    net.run(Span::ms(100));
+    net.toys[2].paused = true;
+    for room in 1..=200 {
+        create(&mut net, room);
+        net.run(Span::us(200));
+    }
+    let refused = (1..=200).filter(|room| outcome(&net, *room).is_some()).collect::<Vec<_>>();
+    assert!(refused.iter().all(|room| outcome(&net, *room) == Some(Outcome::Failed(Reason::Refused))));
+    // Half of what it may have waiting was for rooms, and it is not given up for them.
+    assert!(refused.len() > 100 && refused.len() < 190, "{}", refused.len());
+    assert!(refused.iter().copied().eq(200 - refused.len() as u64 + 1..=200));
+    assert!(net.toys[0].gone.is_empty());
 }

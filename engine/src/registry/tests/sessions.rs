@@ -189,7 +189,8 @@ fn what_is_in_no_hurry_rides_or_leaves_after_the_delay() {
     let mut session = Session::new(config);
     let flush = |session: &mut Session, now| {
         let mut out = Outbox::default();
-        session.flush(now, NodeId(1), Header::default(), false, &mut out);
+        let sent = session.flush(now, NodeId(1), Header::default(), false, &mut out);
+        assert_eq!(sent, out.frames().count() > 0);
         out.frames().map(|(_, bytes)| Frame::parse(bytes).unwrap().header.count).collect::<Vec<_>>()
     };
     let start = Time::ZERO + Span::s(1);
