@@ -54,9 +54,18 @@ fn errors_say_where_and_what_would_be_right() {
     refused("{at: 1s, slow: {node: router, cpu: 0.5, for: 1s}}", &["slow.cpu", "1 to 1000"]);
     refused("{at: 1s, link-remove: {node: prefill-0, grace: 2s, for: 1s}}", &["link-remove.for", "grace"]);
     let when = |rest: &str| format!("{{at: 1s, when: {{node: decode-0, room: failed}}, {rest}}}");
-    refused("{at: 1s, when: {node: router, room: failed}, pause: {for: 1s}}", &["when.node", "has no rooms"]);
-    refused("{at: 1s, when: {node: decode-3, room: failed}, pause: {for: 1s}}", &["when.node", "0 to 2"]);
-    refused("{at: 1s, when: {node: decode-0, room: done}, pause: {for: 1s}}", &["done", "transferring"]);
+    refused(
+        "{at: 1s, when: {node: router, room: failed}, pause: {node: all, for: 1s}}",
+        &["when.node", "has no rooms"],
+    );
+    refused(
+        "{at: 1s, when: {node: decode-3, room: failed}, pause: {node: all, for: 1s}}",
+        &["when.node", "0 to 2"],
+    );
+    refused(
+        "{at: 1s, when: {node: decode-0, room: done}, pause: {node: all, for: 1s}}",
+        &["done", "transferring"],
+    );
     refused(&when("random: {share: 0.5}, pause: {node: all, for: 1s}"), &["random", "keep `when` or"]);
     refused(&when("every: 1s, until: 9s, pause: {node: all, for: 1s}"), &["until", "expected `times`"]);
     refused("{at: 1s, crush: {node: decode-0}}", &["crush", "did you mean `crash`?"]);
@@ -128,6 +137,7 @@ fn a_fault_waits_for_a_room() {
 model: tiny-gqa
 cluster: {{link: 100Mb/s}}
 transfer: {{room_timeout: 1s, drain_timeout: 100ms}}
+policy: {{granularity: {{layer-wise: {{layers: 1}}}}}}
 invariants: always
 workload: {{requests: [{{at: 50ms, prompt: 200, output: 3}}]}}
 faults:

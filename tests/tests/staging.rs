@@ -200,6 +200,27 @@ fn auto_waits_for_no_slot() {
     assert!(auto > 0 && auto < staged, "{auto} parts staged of {staged}");
 }
 
+/// Slots come back with the word that nothing will be written to them any more. Whoever waits for slots says so, and then that word does not
+/// wait for company: 20 requests go through 8 slots, 4 each, two at a time. With a wait of one `ack_delay` for each of the ten times they would take more than ten of them.
+#[test]
+fn who_waits_for_slots_does_not_wait_for_an_acknowledgement_to_leave() {
+    let mut t = Kit::pair()
+        .model("llama-3.1-8b")
+        .prefill(|i| i.tp(4).pages(400))
+        .decode(|i| i.tp(4).pages(400))
+        .network(400.0, Span::us(1))
+        .compute(Span::ns(10), Span::us(100))
+        .transfer(|t| t.coalescing = Coalescing::Staging(Staging { slots: 8, ..Staging::default() }))
+        .build();
+    let before = t.now();
+    let requests: Vec<_> = (0..20).map(|_| t.request(256, 2)).collect();
+    assert!(t.run_until(|t| requests.iter().all(|request| t.succeeded(*request))));
+    let took = t.now().since(before);
+    assert!(t.run());
+    assert!(took < Span::ms(2) * 10, "{took:?}");
+    t.assert_fault_free();
+}
+
 /// Llama-3.1-70B, TP4 to TP8 in token-major pages of 16: at most a fiftieth of the requests, every byte right, and sooner on a ConnectX-7.
 #[test]
 fn a_fiftieth_of_the_requests_and_sooner() {

@@ -309,7 +309,8 @@ impl DecodeNode {
             let need = self.config.pages_needed(&job.request);
             let Some(job) = self.jobs.get_mut(&key) else { return };
             let pool = &mut self.pools[usize::from(job.group)];
-            if need > pool.free() && self.draining > 0 && self.admitted < self.config.batch {
+            let short = need > pool.free() && self.draining > 0 || sink.is_full(job.peer, job.group);
+            if short && self.admitted < self.config.batch {
                 self.say_short(cx.now);
                 return;
             }
@@ -338,7 +339,7 @@ impl DecodeNode {
         }
     }
 
-    /// Requests wait for pages that only a word of the other side gives back.
+    /// Requests wait for pages or slots that only a word of the other side gives back.
     fn say_short(&mut self, now: Time) {
         if self.short <= now {
             self.short = now + Span(SHORT.0 / 2);

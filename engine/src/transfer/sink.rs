@@ -99,6 +99,11 @@ impl Sink {
         }
     }
 
+    /// Push: whether a room of this peer and group waits for what other rooms hold until the word of their end came.
+    pub fn is_full(&self, peer: InstanceId, group: u16) -> bool {
+        matches!(self, Self::Push(end) if end.is_full(peer, group))
+    }
+
     /// Gives a room these pages: publishes them, or reads into them. False, and nothing done, if that cannot be now.
     pub fn open(&mut self, cx: &mut Cx<'_>, spec: TargetRoom, table: &PageTable) -> bool {
         match self {

@@ -448,7 +448,8 @@ fn candidate(side: &mut [Candidate], instance: InstanceId) -> Option<&mut Candid
 /// not speak of each other's rooms. Ids of more than 63 bits are as good as any, and exercised from the first request on.
 fn rooms_of(router: InstanceId) -> u64 {
     let (epoch, number) = (router.0 >> 32, router.0 & 0xffff_ffff);
-    ((epoch << 12 ^ number) << 32) ^ 1 << 63
+    let lives = epoch.saturating_sub(1) << 12 ^ number.saturating_sub(1);
+    lives << 32 ^ 1 << 63
 }
 
 fn create(key: RoomKey, flight: &Flight) -> Message {

@@ -123,6 +123,11 @@ impl Target {
             && self.ports.iter().zip(needs).all(|(port, need)| port.promised.saturating_add(*need) <= depth)
     }
 
+    /// Whether a room of this peer and group waits for what other rooms hold: an aux slot, staging slots, receives.
+    pub fn is_full(&self, peer: InstanceId, group: u16) -> bool {
+        self.needs_of(peer, group).is_some() && !self.can_open(peer, group)
+    }
+
     /// Whether a room of this peer and group can ever be opened; false only if its receives are more than a queue holds.
     pub fn could_open(&self, peer: InstanceId, group: u16) -> bool {
         !self.slots.is_empty()
