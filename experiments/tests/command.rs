@@ -87,7 +87,7 @@ fn what_could_never_work_is_refused_before_the_run() {
         ),
         ("policy.rails=striped", &["policy.rails", "transfer.queue_pairs"]),
         ("policy.window.bytes=0B", &["policy.window.bytes", "64MiB"]),
-        ("policy.granularity=layer-wise", &["policy.granularity.layer-wise", "a map of keys"]),
+        ("policy.granularity=layer-wise", &["policy.granularity", "give {layer-wise: ..}"]),
         ("transfer.queue_pairs=1000", &["transfer.queue_pairs", "1000", "256"]),
         ("transfer.send_depth=1000000", &["transfer.send_depth", "1000000", "32768"]),
         ("transfer.send_depth=1", &["transfer.send_depth", "at least 2"]),

@@ -99,7 +99,7 @@ impl Sink {
         }
     }
 
-    /// Push: whether a room of this peer and group waits for what other rooms hold until the word of their end came.
+    /// Push: whether a room of this peer and group waits for slots that other rooms hold until the word of their end came.
     pub fn is_full(&self, peer: InstanceId, group: u16) -> bool {
         matches!(self, Self::Push(end) if end.is_full(peer, group))
     }

@@ -123,9 +123,12 @@ impl Target {
             && self.ports.iter().zip(needs).all(|(port, need)| port.promised.saturating_add(*need) <= depth)
     }
 
-    /// Whether a room of this peer and group waits for what other rooms hold: an aux slot, staging slots, receives.
+    /// Whether a room of this peer and group waits for slots that other rooms hold until the word of their end: an aux slot, staging slots.
+    /// Receives are no such thing, they come back with what was received.
     pub fn is_full(&self, peer: InstanceId, group: u16) -> bool {
-        self.needs_of(peer, group).is_some() && !self.can_open(peer, group)
+        let Some(link) = self.links.get(&peer) else { return false };
+        let free = self.stage.get(usize::from(group)).map_or(0, super::super::pages::PagePool::free);
+        self.free_slots.is_empty() || self.stage_offer(link, group) > free
     }
 
     /// Whether a room of this peer and group can ever be opened; false only if its receives are more than a queue holds.

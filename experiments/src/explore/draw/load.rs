@@ -4,12 +4,12 @@ use models::Picos;
 
 use super::super::Dice;
 use super::us;
-use crate::spec::{RequestSpec, Spec};
+use crate::spec::{Coalescing, RequestSpec, Spec};
 use crate::workload::BLOCK_TOKENS;
 
 /// Requests in bursts and trickles, most of them short; some share prefixes.
 pub(super) fn requests(dice: &mut Dice) -> Vec<RequestSpec> {
-    let count = dice.within(100, 260);
+    let count = dice.within(150, 380);
     let gap = dice.pick(&[us(50), us(400), us(2000)]).0;
     let longest = dice.pick(&[150, 300, 900]);
     let shares = dice.percent(50);
@@ -36,7 +36,7 @@ pub(super) fn requests(dice: &mut Dice) -> Vec<RequestSpec> {
 }
 
 /// Work requests of a case that completes each of them by itself, about: more would make it slow and teach nothing.
-const HEAVY: u64 = 32_000;
+const HEAVY: u64 = 48_000;
 /// Work requests that cost as much as one of those where many complete together.
 const TOGETHER: u64 = 6;
 
@@ -56,12 +56,20 @@ fn per_token(spec: &Spec) -> u64 {
 /// Takes requests away, then tokens, where the policies make each of them dear.
 pub(super) fn lighten(spec: &mut Spec) {
     let (t, window) = (&spec.transfer, &spec.policy.window);
-    let tight = window.bytes.0 < 10_000 || window.requests < 100 || t.signal_every == 1 || t.send_depth < 10;
+    // A slot of a few tokens makes a request of its own, two copies and a message for them.
+    let slot = match &spec.policy.coalescing {
+        Coalescing::Direct => None,
+        Coalescing::Staging(staging) => Some(staging.slot.0),
+        Coalescing::Auto(auto) => Some(auto.slot.0),
+    };
+    let small = slot.is_some_and(|slot| slot < 16 << 10);
+    let tight =
+        small || window.bytes.0 < 10_000 || window.requests < 100 || t.signal_every == 1 || t.send_depth < 10;
     let most = if tight { HEAVY } else { HEAVY * TOGETHER } / per_token(spec).max(1);
     let requests = &mut spec.workload.requests;
     let tokens = |requests: &[RequestSpec]| requests.iter().map(|r| u64::from(r.prompt)).sum::<u64>();
     while tokens(requests) > most {
-        if requests.len() > 48 {
+        if requests.len() > 80 {
             requests.pop();
         } else if requests.iter().any(|request| request.prompt > 1) {
             requests.iter_mut().for_each(|request| request.prompt = request.prompt.div_ceil(2));
