@@ -3,7 +3,7 @@
 use super::VerbsFabric;
 use super::list::{self, PortState};
 use crate::fabric::{Event, QpState};
-use crate::id::{CqId, QpId, SrqId};
+use crate::id::{CqId, PortId, QpId, SrqId};
 use ibverbs_sys as ffi;
 
 impl VerbsFabric {
@@ -51,14 +51,26 @@ impl VerbsFabric {
                 let number = u8::try_from(tag).unwrap_or(0);
                 let port = self.rails.iter().position(|r| r.nic == nic && r.number == number);
                 let Some(port) = port else { return };
+                let before = self.ports[port].up;
                 self.refresh(port);
                 match kind {
                     ffi::IBV_EVENT_PORT_ACTIVE => self.link(port, true),
-                    ffi::IBV_EVENT_PORT_ERR => self.link(port, false),
+                    // Unless its failed requests have told so before.
+                    ffi::IBV_EVENT_PORT_ERR if before => self.link(port, false),
                     _ => {}
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Asks a port for its state, and tells of a link that went.
+    pub(super) fn look_at(&mut self, port: PortId) {
+        let port = port.index();
+        let before = self.ports[port].up;
+        self.refresh(port);
+        if before && !self.ports[port].up {
+            self.link(port, false);
         }
     }
 

@@ -126,12 +126,19 @@ impl VerbsFabric {
             }
             let want = (into.len() - n).min(AT_ONCE);
             let got = queue.raw.poll(&mut self.wcs[..want]);
+            let mut refused = false;
             for i in 0..got {
                 let wc = self.wcs[i];
                 if let Some(qp) = self.note(nic, cq, &wc, None) {
                     into[n] = self.hand_over(qp, &wc);
+                    refused |= matches!(into[n].result, Err(failed) if failed.status == Status::LocQpOp);
                     n += 1;
                 }
+            }
+            if refused && let Some(queue) = &self.cqs[cq.index()] {
+                let port = queue.port;
+                // Without a link Soft-RoCE fails requests so, before it tells of the link.
+                self.look_at(port);
             }
             if got < want {
                 break;

@@ -573,12 +573,16 @@ impl Initiator {
                 // The first one that is neither success nor flush names the culprit, also when the target's offer came before it.
                 if failed.status != Status::WrFlush {
                     let culprit = link.wires[index].slices.front().map(|slice| slice.room);
+                    let port = link.wires[index].port.index();
+                    // Whatever a NIC says of a request that it could not send: Linux' rxe says LocQpOp.
+                    let cut_off = cx.fabric.ports().get(port).is_some_and(|port| !port.up);
                     // A responder that lost its place in a message says RemInvReq, as Linux' rxe does after some
                     // retransmissions. A request that is invalid fails again, and the bound on re-posts ends its room.
-                    let retry = matches!(
-                        failed.status,
-                        Status::RetryExc | Status::RnrRetryExc | Status::RemOp | Status::RemInvReq
-                    );
+                    let retry = cut_off
+                        || matches!(
+                            failed.status,
+                            Status::RetryExc | Status::RnrRetryExc | Status::RemOp | Status::RemInvReq
+                        );
                     if failed.status == Status::RetryExc {
                         self.path_failed(cx.now, peer, index);
                     }
