@@ -1,7 +1,6 @@
 //! What goes wrong on a wire, put there on purpose: `tc` on the ends of the pair that `tests/soft-roce/run` lays.
 
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -84,33 +83,6 @@ impl Discipline {
 impl Drop for Discipline {
     fn drop(&mut self) {
         let _ = tc(&["qdisc", "del", "dev", self.0, "root"]);
-    }
-}
-
-/// An end without a link, which gets it back when this goes.
-pub struct LinkDown(u32);
-
-impl LinkDown {
-    /// Takes the link of an end by its number: 0 is `veth0`. Its other end has none then either.
-    ///
-    /// # Panics
-    /// If `ip` refuses.
-    #[must_use]
-    pub fn of(end: u32) -> Self {
-        let device = format!("veth{end}");
-        let done = run("ip", &["link", "set", &device, "down"]);
-        assert!(done.status.success(), "{device}: {}", String::from_utf8_lossy(&done.stderr));
-        LinkDown(end)
-    }
-}
-
-impl Drop for LinkDown {
-    fn drop(&mut self) {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("soft-roce/guest/raise");
-        let done = run("bash", &[&script.to_string_lossy(), &self.0.to_string()]);
-        if !done.status.success() {
-            eprintln!("veth{}: {}", self.0, String::from_utf8_lossy(&done.stderr));
-        }
     }
 }
 

@@ -6,7 +6,6 @@ mod end;
 mod kill;
 mod netem;
 mod pause;
-mod rails;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
