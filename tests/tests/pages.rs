@@ -31,9 +31,10 @@ fn reports_go_at_once_where_requests_wait_for_pages() {
 }
 
 #[test]
-fn nobody_is_hurried_where_pages_are_enough() {
+fn nobody_is_hurried_where_pages_and_slots_are_enough() {
     for pull in [false, true] {
         let build = if pull { Kit::pair().pull() } else { Kit::pair() };
+        let build = build.transfer(|t| t.slots = 64);
         let mut t = build.prefill(|i| i.pages(400)).decode(|i| i.pages(400)).build();
         let said = Rc::new(Cell::new(0));
         let count = said.clone();

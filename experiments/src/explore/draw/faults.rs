@@ -139,8 +139,6 @@ const STATES: &[&str] = &[
     "success",
     "success",
     "success",
-    "success",
-    "success",
     "failed",
     "failed",
     "failed",
@@ -206,15 +204,15 @@ fn squall(dice: &mut Dice, fault: &mut Value) {
 /// Faults in volleys: what strikes while a room fails is what strikes hardest. In a storm there are many.
 pub(super) fn faults(dice: &mut Dice, spec: &Spec, storm: bool) -> Vec<FaultSpec> {
     let (mut at, mut all) = (0, Vec::new());
-    let volleys = if storm { dice.within(45, 110) } else { dice.within(1, 10) };
+    let volleys = if storm { dice.within(30, 70) } else { dice.within(1, 10) };
     for _ in 0..volleys {
         let volley = Volley::draw(dice, spec, at);
         at = volley.at;
-        let size = if storm { dice.within(18, 40) } else { dice.pick(&[1, 1, 2, 4, 8]) };
+        let size = if storm { dice.within(8, 18) } else { dice.pick(&[1, 1, 2, 4, 8]) };
         for _ in 0..size {
             let mut fault = volley.fault(dice);
             let ends_rooms = fault.get("crash").is_some() || fault.get("leave").is_some();
-            if storm && ends_rooms && dice.percent(20) {
+            if storm && ends_rooms && dice.percent(40) {
                 fault = volley.fault(dice);
             }
             if storm {

@@ -9,7 +9,7 @@ use crate::workload::BLOCK_TOKENS;
 
 /// Requests in bursts and trickles, most of them short; some share prefixes.
 pub(super) fn requests(dice: &mut Dice) -> Vec<RequestSpec> {
-    let count = dice.within(150, 380);
+    let count = dice.within(130, 330);
     let gap = dice.pick(&[us(50), us(400), us(2000)]).0;
     let longest = dice.pick(&[150, 300, 900]);
     let shares = dice.percent(50);
@@ -36,7 +36,7 @@ pub(super) fn requests(dice: &mut Dice) -> Vec<RequestSpec> {
 }
 
 /// Work requests of a case that completes each of them by itself, about: more would make it slow and teach nothing.
-const HEAVY: u64 = 48_000;
+const HEAVY: u64 = 40_000;
 /// Work requests that cost as much as one of those where many complete together.
 const TOGETHER: u64 = 6;
 
@@ -65,7 +65,8 @@ pub(super) fn lighten(spec: &mut Spec) {
     let small = slot.is_some_and(|slot| slot < 16 << 10);
     let tight =
         small || window.bytes.0 < 10_000 || window.requests < 100 || t.signal_every == 1 || t.send_depth < 10;
-    let most = if tight { HEAVY } else { HEAVY * TOGETHER } / per_token(spec).max(1);
+    let most =
+        if tight { HEAVY } else { HEAVY * TOGETHER } / per_token(spec).max(1) / if small { 4 } else { 1 };
     let requests = &mut spec.workload.requests;
     let tokens = |requests: &[RequestSpec]| requests.iter().map(|r| u64::from(r.prompt)).sum::<u64>();
     while tokens(requests) > most {
