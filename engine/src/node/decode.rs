@@ -53,7 +53,7 @@ pub struct DecodeNode {
     /// How rooms ended that the registry may ask about again.
     ended: VecDeque<(RoomKey, Outcome)>,
     leaving: bool,
-    /// Before that nothing more is said of pages that are short.
+    /// Before that nothing more is said of pages and slots that are short.
     short: Time,
     counters: Counters,
     failed: Option<StartError>,

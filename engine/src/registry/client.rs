@@ -454,7 +454,7 @@ impl Client {
         self.state == State::Ended
     }
 
-    /// The other side is short of pages: until then nothing waits for a frame that leaves anyway.
+    /// The other side is short of pages or slots: until then nothing waits for a frame that leaves anyway.
     pub fn hurry(&mut self, until: Time) {
         self.hurried = until;
     }

@@ -22,7 +22,7 @@ pub(super) struct Instance {
     pub(super) node: NodeId,
     pub(super) role: Role,
     pub(super) facts: Option<Box<Facts>>,
-    /// Until when it is short of pages, as far as it said.
+    /// Until when it is short of pages or slots, as far as it said.
     pub(super) short: Time,
 }
 

@@ -126,7 +126,7 @@ impl Registry {
         }
     }
 
-    /// Requests wait for pages at an instance: all of the other side are told, and what waits here for it goes.
+    /// Requests wait for pages or slots at an instance: all of the other side are told, and what waits here for it goes.
     pub(super) fn short(&mut self, now: Time, from: InstanceId) {
         let Some(instance) = self.members.get_mut(from) else { return };
         instance.short = now + SHORT;
