@@ -1,8 +1,10 @@
-use super::net::{Faults, Net, Toy, key, list};
+use super::codec::frame_of;
+use super::net::{Faults, Net, Toy, facts, key, list};
 use crate::id::{InstanceId, NodeId};
 use crate::node::{Input, Node, Outbox, Reason};
 use crate::registry::*;
 use crate::time::{Span, Time};
+use std::collections::VecDeque;
 
 const THREE: [Role; 3] = [Role::Router, Role::Prefill, Role::Decode];
 
@@ -90,6 +92,7 @@ fn a_create_for_a_gone_instance_fails_at_once() {
     net.toys[0].create(key(1), prefill, decode);
     net.run(Span::ms(1));
     assert_eq!(outcome(&net, 1), Some(Outcome::Failed(Reason::PeerGone)));
+    assert_eq!(net.registry().stats().creates_refused, 1);
     // Prefill was never told of it, so decode may free without a fence if it asks.
     net.toys[2].client.send(&Message::Abort { key: key(1), reason: Reason::Aborted });
     net.run(Span::ms(1));
@@ -109,6 +112,7 @@ fn a_layout_that_does_not_fit_is_refused_with_both_fingerprints() {
     assert!(why.contains("0x0000000000000def") && why.contains("0x0000000000000abc"), "{why}");
     assert!(net.toys[3].client.deadline() == Time::NEVER);
     assert_eq!(net.registry().instances().count(), 3);
+    assert_eq!(net.registry().stats().refused, 1);
 }
 
 #[test]
@@ -127,6 +131,7 @@ fn silence_longer_than_the_lease_is_the_end_of_an_instance() {
     assert_eq!(net.toys[2].gone, []);
     net.run(Span::s(2));
     assert_eq!((&net.toys[0].gone, &net.toys[2].gone), (&vec![lost], &vec![lost]));
+    assert_eq!(net.registry().stats().expired, 1);
     assert_eq!(outcome(&net, 1), Some(Outcome::Failed(Reason::PeerGone)));
     assert_eq!(net.registry().held().rooms, 0);
     // The zombie is told as soon as it speaks, and comes back as another instance.
@@ -172,7 +177,7 @@ fn a_restarted_node_is_a_new_instance_at_once() {
 fn frames_of_an_earlier_life_do_not_disturb_the_next() {
     let mut net = net();
     let mut late = Outbox::default();
-    let mut ghost = Client::new(Role::Decode, Some(super::net::facts(0xabc)), SessionConfig::default(), 0);
+    let mut ghost = Client::new(Role::Decode, Some(facts(0xabc)), SessionConfig::default(), 0);
     ghost.start(net.now);
     ghost.flush(net.now, &mut late);
     net.wire.take(net.now, NodeId(3), &late);
@@ -230,7 +235,7 @@ fn a_cancel_reaches_both_sides_and_each_ends_on_its_own_word() {
     // Once more: the tombstone answers.
     net.toys[0].client.send(&Message::Cancel { key: key(1), reason: Reason::Deadline });
     net.run(Span::ms(1));
-    assert_eq!(net.toys[0].dones[&key(1)].len(), 2);
+    assert_eq!((net.toys[0].dones[&key(1)].len(), net.registry().stats().late), (2, 1));
 }
 
 #[test]
@@ -256,10 +261,19 @@ fn a_page_list_for_an_unknown_room_is_answered() {
     let abort = Message::Abort { key: key(77), reason: Reason::PeerGone };
     assert!(net.toys[2].events.contains(&ClientEvent::Message(abort)));
     assert_eq!(net.toys[0].dones[&key(78)], [Outcome::Failed(Reason::Aborted)]);
-    // The abort left a tombstone: the room cannot begin any more.
-    create(&mut net, 78);
+    // Decode says that it is done with a room that is not known either.
+    assert_eq!(net.registry().stats().unknown_room, 3);
+    // The abort left a tombstone: the room cannot begin any more, nor a later attempt that was cancelled as early.
+    let again = RoomKey { attempt: 2, ..key(78) };
+    net.toys[0].client.send(&Message::Cancel { key: again, reason: Reason::Aborted });
     net.run(Span::ms(1));
-    assert_eq!(outcome(&net, 78), Some(Outcome::Failed(Reason::Aborted)));
+    let (prefill, decode) = (net.id(1), net.id(2));
+    for key in [key(78), again] {
+        net.toys[0].create(key, prefill, decode);
+    }
+    net.run(Span::ms(1));
+    let ends = [key(78), again].map(|key| net.toys[0].rooms[&key].outcome);
+    assert_eq!(ends, [Some(Outcome::Failed(Reason::Refused)), Some(Outcome::Failed(Reason::Aborted))]);
     assert!(net.toys[1].rooms.is_empty());
 }
 
@@ -273,11 +287,11 @@ fn links_and_facts_go_through_and_say_who_is_gone() {
     net.toys[1].client.send(&Message::Query { instance: InstanceId(99) });
     net.run(Span::ms(1));
     let told = &net.toys[1].events;
-    let facts = Some(Box::new(super::net::facts(0xabc)));
+    let facts = Some(Box::new(facts(0xabc)));
     assert!(told.contains(&ClientEvent::Message(Message::FactsOf { instance: decode, facts })));
     let none = Message::FactsOf { instance: InstanceId(99), facts: None };
     assert!(told.contains(&ClientEvent::Message(none)));
-    assert_eq!(net.toys[1].gone, [InstanceId(99)]);
+    assert_eq!((&net.toys[1].gone[..], net.registry().stats().to_gone), (&[InstanceId(99)][..], 1));
     let ask = Message::Link { peer: prefill, body: LinkBody::Ask { broken: 4 } };
     assert_eq!(net.toys[2].events.last(), Some(&ClientEvent::Message(ask)));
 }
@@ -469,4 +483,313 @@ fn an_instance_that_hears_nothing_is_given_no_more_rooms() {
     assert!(refused.len() > 100 && refused.len() < 190, "{}", refused.len());
     assert!(refused.iter().copied().eq(200 - refused.len() as u64 + 1..=200));
     assert!(net.toys[0].gone.is_empty());
+}
+
+/// The frames of one input: to whom, their headers and messages.
+fn answers(registry: &mut Registry, now: Time, input: Input<'_>) -> Vec<(NodeId, Header, Vec<Message>)> {
+    let mut out = Outbox::default();
+    registry.step(now, input, &mut out);
+    let read = |(to, bytes): (NodeId, &[u8])| {
+        let frame = Frame::parse(bytes).unwrap();
+        (to, frame.header, frame.segments().map(|(_, bytes)| decode(bytes).unwrap()).collect())
+    };
+    out.frames().map(read).collect()
+}
+
+/// A client's frame: the `seq`-th message of its session and those behind it.
+fn said(
+    registry: &mut Registry,
+    at: Time,
+    node: u32,
+    header: Header,
+    messages: &[Message],
+) -> Vec<(NodeId, Header, Vec<Message>)> {
+    let bytes = frame_of(messages, header);
+    answers(registry, at, Input::Frame { from: NodeId(node), bytes: &bytes })
+}
+
+fn register(role: Role, claim: InstanceId) -> Message {
+    let facts = (role != Role::Router).then(|| Box::new(facts(0xabc)));
+    Message::Register { role, claim, facts }
+}
+
+fn ms(ms: u64) -> Time {
+    Time::ZERO + Span::ms(ms)
+}
+
+const SYN: Header = Header {
+    flags: FrameFlags::SYN,
+    count: 0,
+    epoch: 0,
+    nonce: 1 << 32 | 1,
+    instance: 0,
+    seq: 1,
+    ack: 0,
+    beat: 1,
+};
+
+/// What cannot be right is dropped or answered with a reset, and counted for itself.
+#[test]
+fn frames_that_are_not_of_a_session_are_counted_and_change_nothing() {
+    let mut registry = Registry::new(2, RegistryConfig::default());
+    let welcome = said(&mut registry, ms(0), 4, SYN, &[register(Role::Router, InstanceId(0))]);
+    let id = InstanceId(2 << 32 | 1);
+    let (to, header, messages) = &welcome[0];
+    assert_eq!((*to, header.epoch, header.nonce, header.ack, header.beat), (NodeId(4), 2, SYN.nonce, 1, 1));
+    assert_eq!(messages[..], [Message::Welcome { instance: id, lease: Span::s(5) }]);
+    let joined = Header { flags: FrameFlags::default(), epoch: 2, instance: id.0, seq: 2, ack: 1, ..SYN };
+    let before = registry.stats();
+    assert_eq!((before.frames, before.messages, before.sent), (1, 1, 1));
+
+    assert_eq!(answers(&mut registry, ms(1), Input::Frame { from: NodeId(4), bytes: &[1, 2] }), []);
+    // Of an epoch to come; in another instance's name; of an earlier epoch, session or node's life; of nobody.
+    assert_eq!(said(&mut registry, ms(1), 4, Header { epoch: 3, ..joined }, &[]), []);
+    assert_eq!(said(&mut registry, ms(1), 4, Header { instance: id.0 + 1, ..joined }, &[Message::Leave]), []);
+    let strange = [
+        (4, Header { epoch: 1, ..joined }),
+        (4, Header { nonce: joined.nonce - 1, ..joined }),
+        (4, Header { nonce: joined.nonce + 1, ..joined }),
+        (4, Header { nonce: joined.nonce - 1, ..SYN }),
+        (5, joined),
+    ];
+    for (node, header) in strange {
+        let reset = said(&mut registry, ms(2), node, header, &[Message::Leave]);
+        let flags = reset.iter().map(|(to, answer, _)| (to.0, answer.flags, answer.nonce));
+        assert_eq!(flags.collect::<Vec<_>>(), [(node, FrameFlags::RESET, header.nonce)]);
+    }
+    // A message before Register, and one that no client sends.
+    let first = Header { nonce: 9 << 32, ..SYN };
+    said(&mut registry, ms(3), 6, first, &[Message::Heartbeat, Message::Query { instance: id }]);
+    said(&mut registry, ms(3), 4, joined, &[Message::Gone { instance: InstanceId(7) }, Message::Short]);
+    said(
+        &mut registry,
+        ms(3),
+        4,
+        Header { seq: 4, ..joined },
+        &[Message::Welcome { instance: id, lease: Span(1) }],
+    );
+    let stats = registry.stats();
+    assert_eq!((stats.malformed, stats.stale, stats.resets), (1, 2, 5));
+    assert_eq!((stats.unregistered, stats.not_participant, stats.full), (2, 2, 0));
+    assert_eq!((stats.frames, stats.messages), (12, 6));
+    assert_eq!((stats.sessions.delivered, stats.sessions.queued), (6, 1));
+    assert_eq!(registry.instances().collect::<Vec<_>>(), [(id, Role::Router, NodeId(4))]);
+    // Two clients, one of them registered; a Welcome that the other end has.
+    assert_eq!((registry.footprint(), registry.backlog()), (2 + 1, 0));
+    assert_eq!(Node::counters(&registry).registry_messages, 6);
+    assert_eq!(Node::counters(&registry).malformed_frames, 1);
+}
+
+/// To the picosecond: a lease counts from the last heartbeat that is new, and not from repetitions.
+#[test]
+fn a_lease_ends_when_it_is_over_and_not_before() {
+    let mut registry = Registry::new(1, RegistryConfig::default());
+    said(&mut registry, ms(0), 4, SYN, &[register(Role::Decode, InstanceId(0))]);
+    let header = Header { flags: FrameFlags::default(), epoch: 1, seq: 2, ack: 1, ..SYN };
+    said(&mut registry, ms(1000), 4, Header { beat: 3, ..header }, &[]);
+    // One that was overtaken.
+    said(&mut registry, ms(3000), 4, Header { beat: 2, ..header }, &[]);
+    while let Some(at) = registry.deadline().filter(|at| *at < ms(6000)) {
+        answers(&mut registry, at, Input::Wake);
+    }
+    assert_eq!((registry.instances().count(), registry.deadline()), (1, Some(ms(6000))));
+    answers(&mut registry, ms(6000), Input::Wake);
+    assert_eq!((registry.instances().count(), registry.stats().expired), (0, 1));
+    // Who comes now is told that his session is over, until that is forgotten after the time of a tombstone.
+    assert_eq!(said(&mut registry, ms(6001), 4, SYN, &[]).len(), 1);
+    assert_eq!((registry.stats().resets, registry.footprint()), (1, 1));
+    answers(&mut registry, ms(65_999), Input::Wake);
+    assert_eq!(registry.footprint(), 1);
+    answers(&mut registry, ms(66_000), Input::Wake);
+    assert_eq!(registry.footprint(), 0);
+}
+
+#[test]
+fn a_client_above_the_bound_is_not_answered_until_one_has_gone() {
+    let limits = RegistryLimits { clients: 1, ..RegistryLimits::default() };
+    let mut registry = Registry::new(1, RegistryConfig { limits, ..RegistryConfig::default() });
+    let router = register(Role::Router, InstanceId(0));
+    assert_eq!(said(&mut registry, ms(0), 4, SYN, std::slice::from_ref(&router)).len(), 1);
+    assert_eq!(said(&mut registry, ms(1), 5, SYN, std::slice::from_ref(&router)), []);
+    assert_eq!(registry.stats().full, 1);
+    answers(&mut registry, ms(5000), Input::Wake);
+    assert_eq!(said(&mut registry, ms(5001), 5, SYN, &[router]).len(), 1);
+    assert_eq!(registry.stats().full, 1);
+}
+
+/// Who does not listen while more than the bound is said to him is given up, and told so when he comes back.
+#[test]
+fn a_client_for_whom_too_much_waits_is_given_up() {
+    let limits = RegistryLimits { backlog: 1000, ..RegistryLimits::default() };
+    let mut net = Net::new(&THREE, Faults::NONE, 1);
+    net.registry = Some(Registry::new(1, RegistryConfig { limits, ..RegistryConfig::default() }));
+    net.run(Span::ms(100));
+    let (prefill, decode) = (net.id(1), net.id(2));
+    net.toys[2].paused = true;
+    let mut said = 0;
+    while net.toys[0].gone.is_empty() {
+        said += 1;
+        assert!(said < 200, "it was never given up");
+        net.toys[1].client.send(&Message::Link { peer: decode, body: LinkBody::Ask { broken: said } });
+        net.run(Span::us(100));
+    }
+    // A message takes a dozen bytes.
+    assert!(said > 50, "after {said} messages");
+    assert_eq!((&net.toys[0].gone, net.registry().stats().refused), (&vec![decode], 1));
+    assert_eq!(net.registry().instances().map(|(id, ..)| id).collect::<Vec<_>>(), [net.id(0), prefill]);
+    net.toys[2].paused = false;
+    net.run(Span::s(3));
+    let Some(ClientEvent::Evicted { reason: Reason::LeaseLost, why }) = net.toys[2].events.last() else {
+        panic!("{:?}", net.toys[2].events)
+    };
+    assert!(why.ends_with("bytes wait for this client"), "{why}");
+}
+
+/// A router has no memory, the others must say what theirs is.
+#[test]
+fn facts_belong_to_those_who_have_memory() {
+    for (role, facts) in
+        [(Role::Router, Some(Box::new(facts(1)))), (Role::Prefill, None), (Role::Decode, None)]
+    {
+        let mut registry = Registry::new(1, RegistryConfig::default());
+        let register = Message::Register { role, claim: InstanceId(0), facts };
+        let answer = said(&mut registry, ms(0), 4, SYN, &[register]);
+        let [Message::Refused { reason: Reason::Refused, why }] = &answer[0].2[..] else {
+            panic!("{answer:?}")
+        };
+        assert!(why.contains("registers memory and layout"), "{why}");
+        assert_eq!((registry.instances().count(), registry.stats().refused), (0, 1));
+    }
+}
+
+/// While it may still come back, what is for an instance of an earlier epoch is kept, up to a bound.
+#[test]
+fn what_is_kept_after_a_restart_is_bounded() {
+    let limits = RegistryLimits { parked: 2, ..RegistryLimits::default() };
+    let mut registry = Registry::new(2, RegistryConfig { limits, ..RegistryConfig::default() });
+    answers(&mut registry, ms(0), Input::Start);
+    said(&mut registry, ms(0), 4, SYN, &[register(Role::Decode, InstanceId(1 << 32 | 1))]);
+    let (awaited, never) = (InstanceId(1 << 32 | 2), InstanceId(1 << 32));
+    let link = |broken| Message::Link { peer: awaited, body: LinkBody::Ask { broken } };
+    let header = Header { flags: FrameFlags::default(), epoch: 2, seq: 2, ack: 1, ..SYN };
+    let all = [link(1), link(2), link(3), Message::Query { instance: never }];
+    said(&mut registry, ms(1), 4, header, &all);
+    // The third message was one too many, and so is the question, which is answered at once.
+    assert_eq!((registry.stats().parked_dropped, registry.stats().to_gone), (1, 0));
+    // A client, an instance, two messages that are kept, and the answer.
+    assert_eq!(registry.footprint(), 2 + 2 + 1);
+    let cancel = |room| Message::Cancel { key: key(room), reason: Reason::Aborted };
+    said(&mut registry, ms(2), 4, Header { seq: 6, ..header }, &[cancel(1), cancel(2), cancel(3)]);
+    assert_eq!((registry.stats().parked_dropped, registry.stats().unknown_room), (2, 1));
+    // It comes back, and has both in their order.
+    let back = said(&mut registry, ms(3), 5, SYN, &[register(Role::Prefill, awaited)]);
+    let asks = |broken| Message::Link { peer: InstanceId(1 << 32 | 1), body: LinkBody::Ask { broken } };
+    let welcome = Message::Welcome { instance: awaited, lease: Span::s(5) };
+    let to_it = back.iter().find(|(to, ..)| *to == NodeId(5)).unwrap();
+    assert_eq!(to_it.2, [welcome, asks(1), asks(2)]);
+}
+
+/// Decode is gone and prefill has not said how it ended: the room is no one else's to have.
+#[test]
+fn a_room_whose_decode_is_gone_is_not_created_again_with_another() {
+    let mut net = Net::new(&[THREE[0], THREE[1], THREE[2], THREE[2]], Faults::NONE, 1);
+    net.run(Span::ms(100));
+    net.toys[1].passive = true;
+    net.toys[2].passive = true;
+    create(&mut net, 1);
+    net.run(Span::ms(1));
+    net.toys[1].paused = true;
+    net.toys[2].client.leave(net.now);
+    net.run(Span::ms(100));
+    let (prefill, other) = (net.id(1), net.id(3));
+    net.toys[0].create(key(1), prefill, other);
+    net.run(Span::ms(1));
+    assert_eq!(net.toys[0].dones[&key(1)], [Outcome::Failed(Reason::Refused)]);
+    assert!(net.toys[3].rooms.is_empty());
+    // Another attempt may be made.
+    let again = RoomKey { attempt: 1, ..key(1) };
+    net.toys[0].create(again, prefill, other);
+    net.run(Span::ms(1));
+    assert_eq!(net.toys[3].rooms[&again].assigned, 1);
+}
+
+/// With a lease of six seconds a heartbeat goes every two; where no answer comes, after 250 ms, then after twice as long each time, up to a
+/// second. The lease counts from the sending of the last one that was answered.
+#[test]
+fn heartbeats_are_sent_more_often_while_none_is_answered() {
+    let mut client = Client::new(Role::Router, None, SessionConfig::default(), 7);
+    let (mut events, mut out) = (VecDeque::new(), Outbox::default());
+    assert_eq!((client.deadline(), client.lease_until()), (Time::NEVER, None));
+    client.start(ms(0));
+    client.flush(ms(0), &mut out);
+    assert!(!client.is_joined() && !client.lease_valid(ms(0)));
+    let nonce = 7 << 32 | 1;
+    let header = Header { epoch: 1, nonce, seq: 1, ack: 1, beat: 1, ..Header::default() };
+    let welcome = frame_of(&[Message::Welcome { instance: InstanceId(5), lease: Span::s(6) }], header);
+    // Of another session, of no epoch, and no frame at all.
+    for strange in [Header { nonce: nonce + 1, ..header }, Header { epoch: 0, ..header }] {
+        client.receive(ms(9), &frame_of(&[Message::Leave], strange), &mut events);
+    }
+    client.receive(ms(9), &welcome[1..], &mut events);
+    let stats = client.stats();
+    assert_eq!((stats.malformed, stats.stale, stats.sessions), (1, 2, 1));
+    assert!(events.is_empty());
+    client.receive(ms(10), &welcome, &mut events);
+    assert_eq!(events, [ClientEvent::Registered(InstanceId(5))]);
+    assert_eq!((client.is_joined(), client.lease()), (true, Span::s(6)));
+    assert_eq!(client.lease_until(), Some(ms(5625)));
+    assert!(client.lease_valid(ms(5624)) && !client.lease_valid(ms(5625)));
+    let (mut beats, mut last) = (Vec::new(), 1);
+    while beats.len() < 6 {
+        let now = client.deadline();
+        out.clear();
+        client.flush(now, &mut out);
+        for (_, bytes) in out.frames() {
+            let header = Frame::parse(bytes).unwrap().header;
+            if header.beat > last {
+                (last, _) = (header.beat, beats.push(now));
+            }
+        }
+    }
+    assert_eq!(beats, [2000, 2250, 2750, 3750, 4750, 5750].map(ms));
+    // The third of these was heard, and later the second.
+    for beat in [4, 3] {
+        let heard = Header { seq: 2, beat, ..header };
+        client.receive(ms(5800), &frame_of(&[], heard), &mut events);
+        assert_eq!(client.lease_until(), Some(ms(2750 + 5625)));
+    }
+    assert_eq!(client.deadline(), ms(7750));
+}
+
+/// Frames that leave anyway carry a heartbeat once the last one is half as old as it may get, and none before.
+#[test]
+fn a_heartbeat_rides_when_it_is_half_due() {
+    let mut client = Client::new(Role::Router, None, SessionConfig::default(), 1);
+    let (mut events, mut out) = (VecDeque::new(), Outbox::default());
+    client.start(ms(0));
+    client.flush(ms(0), &mut out);
+    let header = Header { epoch: 1, nonce: 1 << 32 | 1, seq: 1, ack: 1, beat: 1, ..Header::default() };
+    let welcome = frame_of(&[Message::Welcome { instance: InstanceId(5), lease: Span::s(6) }], header);
+    client.receive(ms(1), &welcome, &mut events);
+    let mut beat = |client: &mut Client, now| {
+        client.send(&Message::Heartbeat);
+        out.clear();
+        client.flush(now, &mut out);
+        let frames: Vec<_> =
+            out.frames().map(|(_, bytes)| Frame::parse(bytes).unwrap().header.beat).collect();
+        // What is sent again says the same.
+        assert!(frames.iter().all(|beat| *beat == frames[0]));
+        frames[0]
+    };
+    assert_eq!([998, 999, 1000, 1001, 1999, 2000].map(|at| beat(&mut client, ms(at))), [1, 1, 2, 2, 2, 3]);
+    // It leaves, and ends after a lease without an answer.
+    client.leave(ms(2100));
+    assert_eq!(beat(&mut client, ms(2100)), 3);
+    assert!(!client.is_ended());
+    while client.deadline() < ms(8100) {
+        client.flush(client.deadline(), &mut Outbox::default());
+        assert!(!client.is_ended());
+    }
+    client.flush(ms(8100), &mut Outbox::default());
+    assert!(client.is_ended());
 }
