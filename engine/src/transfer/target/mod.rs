@@ -34,7 +34,7 @@ use crate::time::Time;
 use crate::timers::Timers;
 use link::Link;
 use room::Room;
-pub use room::TargetRoom;
+pub use room::{Opening, TargetRoom};
 use stage::Scatter;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
