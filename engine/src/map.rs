@@ -1,14 +1,24 @@
 //! A hash map that cannot be iterated, so that no result can depend on its order.
 
+use std::fmt;
 use std::hash::Hash;
 
 /// Lookup by key in constant time; has no iterator on purpose. Where order matters use `BTreeMap`.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Map<K, V>(rustc_hash::FxHashMap<K, V>);
 
 impl<K, V> Default for Map<K, V> {
     fn default() -> Self {
         Self(Default::default())
+    }
+}
+
+/// In the order of the keys.
+impl<K: fmt::Debug + Ord, V: fmt::Debug> fmt::Debug for Map<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut all: Vec<(&K, &V)> = self.0.iter().collect();
+        all.sort_unstable_by_key(|(key, _)| *key);
+        f.debug_map().entries(all).finish()
     }
 }
 

@@ -4,6 +4,7 @@ use crate::map::Map;
 use crate::time::Time;
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
+use std::fmt;
 use std::hash::Hash;
 
 /// Heap entry. Ordered by time, then by the order of arming, so that equal times fire first in, first out.
@@ -36,11 +37,18 @@ impl<K> Ord for Entry<K> {
 ///
 /// Cancelled and moved timers stay in the heap until they surface or outnumber the live ones; the top of the heap is
 /// always live, so that [`Timers::head`] is exact.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Timers<K> {
     heap: BinaryHeap<Entry<K>>,
     live: Map<K, (Time, u64)>,
     order: u64,
+}
+
+/// What is armed, and for when.
+impl<K: fmt::Debug + Ord> fmt::Debug for Timers<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.live.fmt(f)
+    }
 }
 
 impl<K: Copy + Eq + Hash> Default for Timers<K> {

@@ -8,6 +8,7 @@ use crate::registry::PageRun;
 use crate::transfer::{PagePool, PageTable};
 use std::collections::BTreeMap;
 
+#[derive(Debug)]
 struct Block {
     pages: PageTable,
     /// The block before it, and how many of those after it are here.
@@ -25,7 +26,7 @@ impl Block {
 }
 
 /// Blocks by content id.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct PrefixCache {
     blocks: Map<u64, Block>,
     /// Blocks that nobody uses and that none here come after, by stamp.

@@ -1,6 +1,7 @@
 //! A decode instance: lets rooms in, has their KV transferred, and generates in continuous batches.
 
 mod batch;
+mod show;
 
 use super::compute::Compute;
 use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair, unpaired};
@@ -12,7 +13,7 @@ use crate::map::Map;
 use crate::registry::{Client, ClientEvent, Message, Outcome, Role, RoomKey, SHORT};
 use crate::time::{Span, Time};
 use crate::transfer::{
-    InitiatorRoom, InstanceMemory, News, PagePool, PageTable, RoomState, Sink, TargetRoom,
+    InitiatorRoom, InstanceMemory, News, Opening, PagePool, PageTable, RoomState, Sink, TargetRoom,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -132,6 +133,11 @@ impl DecodeNode {
     /// How a room ended that its transfer engine has released.
     pub fn room_ended(&self, key: &RoomKey) -> Option<RoomState> {
         self.sink.as_ref().and_then(|sink| sink.end().ended(key))
+    }
+
+    /// Whether a deadline of a room is to come.
+    pub fn is_timed(&self, key: &RoomKey) -> bool {
+        self.sink.as_ref().is_some_and(|sink| sink.end().is_timed(key))
     }
 
     fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {
@@ -309,14 +315,15 @@ impl DecodeNode {
             let need = self.config.pages_needed(&job.request);
             let Some(job) = self.jobs.get_mut(&key) else { return };
             let pool = &mut self.pools[usize::from(job.group)];
-            let short = need > pool.free() && self.draining > 0 || sink.is_full(job.peer, job.group);
+            let opening = sink.opening(job.peer, job.group);
+            let short = need > pool.free() && self.draining > 0 || opening == Opening::Full;
             if short && self.admitted < self.config.batch {
                 self.say_short(cx.now);
                 return;
             }
             if self.admitted >= self.config.batch.max(1)
                 || need > pool.free()
-                || !sink.can_open(job.peer, job.group)
+                || opening != Opening::Now
                 || !pool.take(need, &mut job.table)
             {
                 return;
@@ -523,6 +530,11 @@ impl Node for DecodeNode {
             Input::Fabric(event) => {
                 if let Some(sink) = &mut self.sink {
                     sink.end_mut().event(cx, event);
+                }
+            }
+            Input::Expire(key) => {
+                if let Some(sink) = &mut self.sink {
+                    sink.end_mut().expire(cx, key);
                 }
             }
             Input::Arrival(_) => {}

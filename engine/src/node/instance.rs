@@ -131,7 +131,7 @@ impl InstanceConfig {
 }
 
 /// Facts of peers: asked for once, kept by instance id.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Peers {
     asked: Map<InstanceId, ()>,
     /// Only where [`crate::transfer::Rules::facts_of_instance`] is off: facts by instance, and those of one that went.

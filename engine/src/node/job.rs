@@ -36,3 +36,11 @@ impl Job {
         PageTable::new(self.table.slice(0, self.request.prompt.div_ceil(page_size)).collect())
     }
 }
+
+/// What changes. When it joined or was let in follows from the batch and the order of those in it.
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { request, peer, group, table, phase, joined: _, order: _ } = self;
+        (request.id, peer, group, table.runs(), phase).fmt(f)
+    }
+}

@@ -21,6 +21,7 @@ pub use router::{RouterConfig, RouterNode};
 
 use crate::fabric::{Completion, Event, Fabric};
 use crate::id::{CqId, InstanceId, NodeId, RequestId};
+use crate::registry::RoomKey;
 use crate::time::Time;
 use std::ops::Range;
 
@@ -67,6 +68,8 @@ pub enum Input<'a> {
     Fabric(Event),
     /// A request of the workload arrived (router only).
     Arrival(&'a Request),
+    /// The deadline of this room passes now and no other does, as [`crate::transfer::End::expire`]. From an explorer of every order alone.
+    Expire(RoomKey),
     /// Wind down: end what can be ended, leave the registry, give everything back.
     Shutdown,
 }

@@ -1,5 +1,7 @@
 //! A prefill instance: takes rooms, computes their prompts in chunked steps, hands KV to the transfer engine.
 
+mod show;
+
 use super::cache::PrefixCache;
 use super::compute::{Chunk, Compute};
 use super::instance::{BoxedCompute, InstanceConfig, Peers, StartError, pair, unpaired};
@@ -131,6 +133,11 @@ impl PrefillNode {
     /// How a room ended that its transfer engine has released.
     pub fn room_ended(&self, key: &RoomKey) -> Option<RoomState> {
         self.source.as_ref().and_then(|source| source.end().ended(key))
+    }
+
+    /// Whether a deadline of a room is to come.
+    pub fn is_timed(&self, key: &RoomKey) -> bool {
+        self.source.as_ref().is_some_and(|source| source.end().is_timed(key))
     }
 
     fn start(&mut self, cx: &mut Cx<'_>) -> Result<(), StartError> {
@@ -565,6 +572,11 @@ impl Node for PrefillNode {
             Input::Fabric(event) => {
                 if let Some(source) = &mut self.source {
                     source.end_mut().event(cx, event);
+                }
+            }
+            Input::Expire(key) => {
+                if let Some(source) = &mut self.source {
+                    source.end_mut().expire(cx, key);
                 }
             }
             Input::Arrival(_) => {}

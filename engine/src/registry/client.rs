@@ -9,6 +9,7 @@ use crate::node::{Outbox, Reason};
 use crate::time::{Span, Time};
 use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 
 /// The registry's address.
 pub const REGISTRY: NodeId = NodeId(0);
@@ -45,7 +46,7 @@ pub enum ClientEvent {
 /// Assign for a room that has ended there with their Report or Done, again. Links under way begin anew. Queries that had
 /// no answer are asked again by the client itself; it also asks about every instance it heard of, so that one
 /// which did not survive is told as Gone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
     role: Role,
     facts: Option<Box<Facts>>,
@@ -94,6 +95,37 @@ enum State {
     Leaving,
     /// Left, refused or evicted.
     Ended,
+}
+
+/// What its node can tell apart: of the session, how far it is, but neither numbers nor times.
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            role,
+            facts: _,
+            config: _,
+            session: _,
+            nonce: _,
+            epoch: _,
+            newest: _,
+            instance,
+            state,
+            restarted,
+            lease,
+            hurried: _,
+            seen_at,
+            beats: _,
+            beat: _,
+            missed: _,
+            last_beat: _,
+            leave_until: _,
+            peers,
+            queries,
+            gone,
+            stats: _,
+        } = self;
+        (role, instance, state, restarted, lease, seen_at, peers, queries, gone).fmt(f)
+    }
 }
 
 /// What a client has counted.
@@ -467,7 +499,7 @@ impl Client {
     /// Until when the registry certainly takes this instance for alive, by the node's own clock. One sixteenth of the
     /// lease is kept back for clocks that run at different speeds.
     pub fn lease_until(&self) -> Option<Time> {
-        self.seen_at.filter(|_| self.lease > Span(0)).map(|at| at + Span(self.lease.0 - self.lease.0 / 16))
+        self.seen_at.map(|at| at + Span(self.lease.0 - self.lease.0 / 16))
     }
 
     /// Whether the lease holds at `now`. A node whose lease has run out reports no Success.

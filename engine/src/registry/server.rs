@@ -128,7 +128,7 @@ pub(super) struct Peer {
     armed: Time,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Timer {
     Session(u32),
     Lease(u32),

@@ -64,7 +64,7 @@ pub(super) fn has_failed(fabric: &dyn Fabric, qp: QpId) -> bool {
 }
 
 /// One end of the links of an instance: the [`super::Initiator`] of its requests, or their [`super::Target`].
-pub trait End {
+pub trait End: std::fmt::Debug {
     /// The pools.
     fn memory(&self) -> &InstanceMemory;
     /// This node's lease holds until then; no Success is reported later.

@@ -54,5 +54,5 @@ pub use rules::Rules;
 pub use sink::Sink;
 pub use source::Source;
 pub use stage::HEADER_BYTES;
-pub use target::{Target, TargetRoom};
+pub use target::{Opening, Target, TargetRoom};
 pub use wire::{AUX_BYTES, AuxRow, Immediate, MAX_SOURCES, SEAL_BYTES, SLOT_BYTES, Seal};

@@ -6,7 +6,7 @@ use super::initiator::{Initiator, InitiatorRoom};
 use super::memory::InstanceMemory;
 use super::pages::PageTable;
 use super::pairing::Pairing;
-use super::target::{Target, TargetRoom};
+use super::target::{Opening, Target, TargetRoom};
 use crate::fabric::{Error, Fabric};
 use crate::id::InstanceId;
 use crate::node::{Cx, Reason};
@@ -91,17 +91,13 @@ impl Sink {
         }
     }
 
-    /// Whether a room could be opened now.
-    pub fn can_open(&self, peer: InstanceId, group: u16) -> bool {
+    /// Whether a room of this peer and group could be opened now.
+    pub fn opening(&self, peer: InstanceId, group: u16) -> Opening {
         match self {
-            Self::Push(end) => end.can_open(peer, group),
-            Self::Pull(end) => end.can_land(),
+            Self::Push(end) => end.opening(peer, group),
+            Self::Pull(end) if end.can_land() => Opening::Now,
+            Self::Pull(_) => Opening::Later,
         }
-    }
-
-    /// Push: whether a room of this peer and group waits for slots that other rooms hold until the word of their end came.
-    pub fn is_full(&self, peer: InstanceId, group: u16) -> bool {
-        matches!(self, Self::Push(end) if end.is_full(peer, group))
     }
 
     /// Gives a room these pages: publishes them, or reads into them. False, and nothing done, if that cannot be now.

@@ -17,7 +17,7 @@ use crate::spec::nearest;
 
 #[derive(Args)]
 pub(super) struct ExhaustiveArgs {
-    /// Instead of seeds: every interleaving of two rooms on two queue pairs, over the real state machines
+    /// Instead of seeds: every interleaving of two rooms on two queue pairs, over the real nodes
     #[arg(long, conflicts_with_all = ["seeds", "from", "mistake", "mistakes", "show", "time"])]
     pub(super) exhaustive: bool,
     /// With --exhaustive: states to visit at most in each scope

@@ -1,12 +1,12 @@
 //! What can happen next in a state, and what becomes of it then.
 
 use engine::fabric::{Event, Fabric as _, QpState};
+use engine::node::Input;
 use engine::registry::Message;
 use engine::time::Time;
-use engine::transfer::End as _;
 use sim::fabric::{FabricEvent, Lane};
 
-use super::cell::{Cell, IDS, Phase, ROOMS, key, request};
+use super::cell::{Cell, IDS, ROOMS, key};
 use super::step::{Side, Step};
 
 impl Cell<'_> {
@@ -14,11 +14,11 @@ impl Cell<'_> {
     pub(super) fn steps(&self) -> Vec<Step> {
         let scope = &self.base.scope;
         let mut steps = Vec::new();
-        if self.created < usize::from(scope.rooms).min(ROOMS) && !self.nodes.iter().any(|node| node.dead) {
+        if self.created < usize::from(scope.rooms).min(ROOMS) && !self.around.iter().any(|node| node.dead) {
             steps.push(Step::Create);
         }
         for side in Side::BOTH.into_iter().filter(|side| self.awake(*side)) {
-            let node = &self.nodes[side as usize];
+            let node = &self.around[side as usize];
             if !node.inbox.is_empty() {
                 steps.push(Step::Deliver(side));
             }
@@ -46,9 +46,9 @@ impl Cell<'_> {
                 Lane::Internal => {}
             }
         }
-        for room in 0..ROOMS as u8 {
-            if scope.hold && self.nodes[1].phase[usize::from(room)] == Phase::Success {
-                steps.push(Step::Finish(room));
+        for side in Side::BOTH.into_iter().filter(|side| self.awake(*side)) {
+            if self.computed(side).is_some() {
+                steps.push(Step::Computed(side));
             }
         }
         for side in Side::BOTH.into_iter().filter(|side| scope.deadlines && self.awake(*side)) {
@@ -66,7 +66,7 @@ impl Cell<'_> {
             steps.push(Step::Resume);
         }
         for side in Side::BOTH {
-            let node = &self.nodes[side as usize];
+            let node = &self.around[side as usize];
             if node.lease_over && !node.dead {
                 steps.push(Step::DeclareDead(side));
             }
@@ -94,7 +94,7 @@ impl Cell<'_> {
             }
         }
         if late > 0 {
-            for side in Side::BOTH.into_iter().filter(|side| !self.nodes[*side as usize].inbox.is_empty()) {
+            for side in Side::BOTH.into_iter().filter(|side| !self.around[*side as usize].inbox.is_empty()) {
                 steps.push(Step::Overtaken(side));
             }
         }
@@ -103,7 +103,7 @@ impl Cell<'_> {
         }
         for side in Side::BOTH {
             let can = leases > 0 || side == Side::Prefill && self.paused;
-            if can && !self.nodes[side as usize].lease_over {
+            if can && !self.around[side as usize].lease_over {
                 steps.push(Step::LeaseEnds(side));
             }
         }
@@ -116,28 +116,27 @@ impl Cell<'_> {
                 let room = self.created;
                 self.created += 1;
                 for side in Side::BOTH {
-                    let peer = IDS[side.other() as usize];
-                    let assign = Message::Assign { key: key(room), peer, request: request(room) };
-                    self.node(side).inbox.push_back(assign);
+                    let assign = self.assign(room, IDS[side.other() as usize]);
+                    self.at(side).inbox.push_back(assign);
                 }
             }
             Step::Deliver(side) => {
-                if let Some(message) = self.node(side).inbox.pop_front() {
+                if let Some(message) = self.at(side).inbox.pop_front() {
                     self.deliver(side, message);
                 }
             }
             Step::Overtaken(side) => {
                 self.left[1] -= 1;
                 self.undisturbed = false;
-                let message = self.node(side).inbox.pop_front();
+                let message = self.at(side).inbox.pop_front();
                 if let (Some(said), Some(message)) = (&mut self.said, &message) {
                     *said = format!("{message:?}");
                 }
-                self.node(side).late.extend(message);
+                self.at(side).late.extend(message);
             }
             Step::LateComes(side, at) => {
-                if usize::from(at) < self.node(side).late.len() {
-                    let message = self.node(side).late.remove(at.into());
+                if usize::from(at) < self.at(side).late.len() {
+                    let message = self.at(side).late.remove(at.into());
                     self.deliver(side, message);
                 }
             }
@@ -153,22 +152,19 @@ impl Cell<'_> {
             Step::Ack => self.take(Lane::Acks),
             Step::Poll(side) => self.poll(side),
             Step::Hear(side) => {
-                if let Some(event) = self.node(side).events.pop_front() {
-                    match side {
-                        Side::Prefill => self.on_prefill(|end, cx| end.event(cx, event)),
-                        Side::Decode => self.on_decode(|end, cx| end.event(cx, event)),
-                    }
+                if let Some(event) = self.at(side).events.pop_front() {
+                    self.call(side, Input::Fabric(event));
                 }
             }
             Step::Deadline(side, room) => {
                 self.undisturbed = false;
-                let key = key(room.into());
-                match side {
-                    Side::Prefill => self.on_prefill(|end, cx| _ = end.expire(cx, key)),
-                    Side::Decode => self.on_decode(|end, cx| _ = end.expire(cx, key)),
+                self.call(side, Input::Expire(key(room.into())));
+            }
+            Step::Computed(side) => {
+                if let Some(at) = self.computed(side) {
+                    self.call_at(side, at, Input::Wake);
                 }
             }
-            Step::Finish(room) => self.finish(room.into()),
             Step::Die(side, at) => {
                 self.left[0] -= 1;
                 self.undisturbed = false;
@@ -186,17 +182,13 @@ impl Cell<'_> {
             Step::LeaseEnds(side) => {
                 self.left[3] = self.left[3].saturating_sub(1);
                 self.undisturbed = false;
-                self.node(side).lease_over = true;
-                match side {
-                    Side::Prefill => self.prefill.set_lease(Time::ZERO),
-                    Side::Decode => self.decode.set_lease(Time::ZERO),
-                }
+                self.at(side).lease_over = true;
             }
             Step::DeclareDead(side) => {
-                self.node(side).dead = true;
+                self.at(side).dead = true;
                 let instance = IDS[side as usize];
                 for side in Side::BOTH {
-                    self.node(side).inbox.push_back(Message::Gone { instance });
+                    self.at(side).inbox.push_back(Message::Gone { instance });
                 }
             }
         }
@@ -233,7 +225,7 @@ impl Cell<'_> {
             while let Some(event) = self.fabrics.host(side as usize).next_event() {
                 // Neither end does anything about these.
                 if !matches!(event, Event::LastWqeReached(_) | Event::SrqLimit(_)) {
-                    self.node(side).events.push_back(event);
+                    self.at(side).events.push_back(event);
                 }
             }
         }

@@ -1,9 +1,9 @@
 //! What must hold in every state, and where nothing more can happen.
 
 use engine::fabric::Fabric as _;
-use engine::transfer::End as _;
 
-use super::cell::{Cell, LAYERS, Phase, ROOMS, page_of};
+use super::base::{LAYERS, page_of};
+use super::cell::{Cell, ROOMS, key};
 use super::step::Side;
 
 /// A law that does not hold in a state.
@@ -36,7 +36,7 @@ impl Cell<'_> {
     pub(super) fn check(&mut self) {
         let mut owner = None;
         for room in 0..ROOMS {
-            if let Some(page) = self.nodes[1].page(room) {
+            if let Some(page) = self.around[1].pages[room] {
                 owner = Some((room, page));
             }
         }
@@ -44,19 +44,18 @@ impl Cell<'_> {
         for page in 1..2 {
             let of = owner.filter(|(_, own)| *own == page).map(|(room, _)| room);
             for layer in 0..LAYERS {
-                let bytes = page_of(self.fabrics.host_ref(1), self.decode.memory(), layer, page);
+                let bytes = page_of(self.fabrics.host_ref(1), self.memory(Side::Decode), layer, page);
                 let filled = |byte: u8| bytes.iter().all(|b| *b == byte);
-                let right = match of.map(|room| (room, self.nodes[1].phase[room], self.nodes[1].ended[room]))
-                {
+                let right = match of.map(|room| (room, self.around[1].ended[room])) {
                     None => filled(free[0]),
-                    Some((_, _, Some(true))) => filled(APPENDED),
-                    Some((room, ..)) => filled(free[0]) || bytes == self.base.content[room][layer as usize],
+                    Some((_, Some(true))) => filled(APPENDED),
+                    Some((room, _)) => filled(free[0]) || bytes == self.base.content[room][layer as usize],
                 };
                 if right {
                     continue;
                 }
                 let law = match of {
-                    Some(room) if self.nodes[1].ended[room] == Some(true) => {
+                    Some(room) if self.around[1].ended[room] == Some(true) => {
                         "data lands after decode's Success"
                     }
                     _ => "data lands in pages of another room or freed",
@@ -73,7 +72,7 @@ impl Cell<'_> {
 
     fn slot(&self) -> [u8; AUX + 32] {
         let mut bytes = [0; AUX + 32];
-        if let Some(rank) = self.decode.memory().ranks.first() {
+        if let Some(rank) = self.memory(Side::Decode).and_then(|memory| memory.ranks.first()) {
             let _ = self.fabrics.host_ref(1).read(rank.aux.buf, 0, &mut bytes);
         }
         bytes
@@ -98,13 +97,12 @@ impl Cell<'_> {
     /// A side says Success of a room: at decode everything must be there; and where decode has not given the room up, prefill's word that it is
     /// delivered must be true.
     pub(super) fn check_success(&mut self, side: Side, room: usize) {
-        let Some(page) = self.nodes[1].page(room) else { return };
-        let told = side == Side::Prefill && self.nodes[1].phase[room] != Phase::Live;
-        if told {
+        let Some(page) = self.around[1].pages[room] else { return };
+        if side == Side::Prefill && self.around[1].ended[room].is_some() {
             return;
         }
         let whole = (0..LAYERS).all(|layer| {
-            page_of(self.fabrics.host_ref(1), self.decode.memory(), layer, page)
+            page_of(self.fabrics.host_ref(1), self.memory(Side::Decode), layer, page)
                 == self.base.content[room][layer as usize]
         });
         let mut word = [0; 8];
@@ -121,23 +119,25 @@ impl Cell<'_> {
 
     /// Nothing but faults can happen any more.
     pub(super) fn check_end(&mut self) {
-        let held = [self.prefill.held(), self.decode.held()];
         for side in Side::BOTH {
-            let (node, held) = (&self.nodes[side as usize], held[side as usize]);
-            let (pages, waiting) = (node.pool.used(), node.waiting.len());
-            let clean =
-                held.rooms + held.slots + held.timers + held.receives == 0 && pages == 0 && waiting == 0;
-            let ended = (0..ROOMS).filter(|room| node.assigned[*room] && node.phase[*room] != Phase::Nowhere);
-            let open: Vec<usize> = ended.filter(|room| node.ended[*room].is_none()).collect();
+            let (around, held) = (&self.around[side as usize], self.node(side).held());
+            let clean = held.rooms + held.slots + held.timers + held.receives + held.pages == 0;
+            // Prefill need not say how a room ended of which it was told so.
+            let ended = |room: usize| match side {
+                Side::Prefill => {
+                    around.ended[room].is_some() || self.prefill.room_ended(&key(room)).is_some()
+                }
+                Side::Decode => around.ended[room].is_some(),
+            };
+            let open: Vec<usize> =
+                (0..ROOMS).filter(|room| around.assigned[*room] && !around.dead && !ended(*room)).collect();
             let rooms = usize::from(self.base.scope.rooms);
-            let failed: Vec<usize> = (0..rooms).filter(|room| node.ended[*room] != Some(true)).collect();
+            let failed: Vec<usize> = (0..rooms).filter(|room| around.ended[*room] != Some(true)).collect();
             // Prefill may hear of a fault what decode, done with the room, need not: each side's outcome is its own.
             let must = self.base.scope.must_succeed && (side == Side::Decode || self.undisturbed);
             let must = must && !failed.is_empty();
             if !clean || !open.is_empty() {
-                let what = format!(
-                    "{side} holds {held:?}, {pages} pages, {waiting} rooms that wait; not ended: {open:?}"
-                );
+                let what = format!("{side} holds {held:?}; not ended: {open:?}");
                 self.breaks("nothing more can happen, and something is held or undecided", what);
             } else if must {
                 let what = format!("{side}: room {}", failed[0] + 1);

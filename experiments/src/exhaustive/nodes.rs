@@ -1,16 +1,58 @@
-//! The two nodes, as far as they have to do with pages: they hear messages and completions, give pages to rooms and take them back, as prefill
-//! and decode nodes do.
+//! Calls of the two nodes: what they are handed, and what they leave behind.
 
 use engine::fabric::{Completion, Fabric as _};
-use engine::id::{InstanceId, RequestId};
-use engine::node::{Cx, Reason, Step as Recorded};
-use engine::registry::{Message, RoomKey};
-use engine::transfer::{End as _, Initiator, InitiatorRoom, News, PageTable, Target, TargetRoom};
+use engine::id::RequestId;
+use engine::node::{Cx, Input, Node as _, Step as Recorded};
+use engine::registry::{Message, Outcome, REGISTRY};
+use engine::time::Time;
 
-use super::cell::{Cell, IDS, LAYERS, NOW, Phase, QUEUE, key, request, room_of};
+use super::base::fill_page;
+use super::cell::{Cell, IDS, QUEUE, ROOMS, key, room_of};
+use super::check::{APPENDED, mark};
 use super::step::Side;
 
+/// Calls that a node may ask for in one step; more than it has rooms to compute.
+const WAKES: usize = 4;
+
 impl Cell<'_> {
+    /// Hands a node one input, and then whatever it asks to be woken for now.
+    pub(super) fn call(&mut self, side: Side, input: Input<'_>) {
+        self.call_at(side, self.clock(side), input);
+        for _ in 0..WAKES {
+            let clock = self.clock(side);
+            if self.node(side).deadline().is_none_or(|at| at > clock) {
+                return;
+            }
+            self.call_at(side, clock, Input::Wake);
+        }
+        self.breaks("a node wants to be woken for ever", format!("{side} at its own now"));
+    }
+
+    pub(super) fn call_at(&mut self, side: Side, clock: Time, input: Input<'_>) {
+        let host = side as usize;
+        self.fabrics.begin_call(host, self.now);
+        let mut cx = Cx { now: clock, fabric: self.fabrics.host(host), out: &mut self.out };
+        match side {
+            Side::Prefill => {
+                self.prefill.handle(&mut cx, input);
+                self.prefill.flush(clock, &mut self.out);
+            }
+            Side::Decode => {
+                self.decode.handle(&mut cx, input);
+                self.decode.flush(clock, &mut self.out);
+            }
+        }
+        self.fabrics.after_call(host, self.now, &mut self.pending, &mut self.ready);
+        // What inline requests were made in: nobody reads it again.
+        if side == Side::Prefill
+            && let Some(aux) =
+                self.prefill.memory().and_then(|memory| memory.ranks.first()).map(|rank| rank.aux.buf)
+        {
+            let _ = self.fabrics.host(host).write(aux, 0, &[0; 128]);
+        }
+        self.heard(side);
+    }
+
     pub(super) fn poll(&mut self, side: Side) {
         let mut batch = [Completion::default()];
         self.fabrics.begin_call(side as usize, self.now);
@@ -20,273 +62,170 @@ impl Cell<'_> {
         if let Some(said) = &mut self.said {
             *said = format!("{:?}", batch[0].result);
         }
-        match side {
-            Side::Prefill => self.on_prefill(|end, cx| end.completions(cx, &batch)),
-            Side::Decode => self.on_decode(|end, cx| end.completions(cx, &batch)),
-        }
+        self.call(side, Input::Completions { cq: QUEUE, batch: &batch });
     }
 
     pub(super) fn deliver(&mut self, side: Side, message: Message) {
         if let Some(said) = &mut self.said {
             *said = format!("{message:?}");
         }
-        match (side, message) {
-            (_, Message::Assign { key, .. }) => self.assigned(side, key),
-            (_, Message::Gone { instance }) => self.gone(side, instance),
-            (Side::Prefill, Message::Publish(list)) => self.on_prefill(|end, cx| end.publish(cx, &list)),
-            (Side::Prefill, Message::Abort { key, reason }) => {
-                self.on_prefill(|end, cx| end.abort(cx, key, reason, false));
-            }
-            (Side::Prefill, Message::Link { peer, body }) => {
-                self.on_prefill(|end, cx| end.link(cx, peer, body));
-            }
-            (Side::Decode, Message::Report { key, report }) => {
-                self.on_decode(|end, cx| end.report(cx, key, report));
-            }
-            (Side::Decode, Message::Abort { key, reason }) => {
-                self.drop_waiting(|room| room_of(&key) == Some(room));
-                self.on_decode(|end, cx| end.abort(cx, key, reason, false));
-            }
-            (Side::Decode, Message::Link { peer, body }) => {
-                self.on_decode(|end, cx| end.link(cx, peer, body));
-            }
-            // Nothing else is said between the two.
-            (_, _) => {}
+        if let Message::Assign { key, .. } = &message
+            && let Some(room) = room_of(key)
+        {
+            self.at(side).assigned[room] = true;
         }
+        let channel = &mut self.at(side).channel;
+        let bytes = match &message {
+            Message::Gone { instance } if *instance == IDS[side as usize] => channel.reset(),
+            _ => channel.frame(&message),
+        };
+        self.call(side, Input::Frame { from: REGISTRY, bytes: &bytes });
     }
 
-    /// Rooms that wait for pages of decode wait no more: they have failed.
-    pub(super) fn drop_waiting(&mut self, which: impl Fn(usize) -> bool) {
-        let node = &mut self.nodes[1];
-        for room in node.waiting.iter().copied().filter(|room| which(*room)) {
-            (node.phase[room], node.ended[room]) = (Phase::Released, Some(false));
-        }
-        node.waiting.retain(|room| !which(*room));
+    /// What the registry knows of an instance.
+    pub(super) fn facts_of(&self, side: Side) -> Message {
+        let around = &self.around[side as usize];
+        let facts = around.facts.clone().filter(|_| !around.dead);
+        Message::FactsOf { instance: IDS[side as usize], facts }
     }
 
-    pub(super) fn assigned(&mut self, side: Side, key: RoomKey) {
-        let Some(room) = room_of(&key) else { return };
-        let other = self.nodes[side.other() as usize].dead;
-        self.node(side).assigned[room] = true;
-        let (id, peer) = (RequestId(room as u64 + 1), IDS[side.other() as usize]);
-        match side {
-            Side::Prefill => {
-                let spec = InitiatorRoom { key, request: id, peer, tenant: 0, group: 0, tokens: 1 };
-                let mut opened = false;
-                self.on_prefill(|end, cx| opened = end.open(cx, spec));
-                if opened {
-                    self.nodes[0].phase[room] = Phase::Waiting;
-                    self.nodes[0].waiting.push_back(room);
-                    if other {
-                        self.on_prefill(|end, cx| end.peer_gone(cx, peer));
-                    }
-                    self.place();
+    /// What a node left behind.
+    fn heard(&mut self, side: Side) {
+        for at in 0..self.out.records.len() {
+            let record = self.out.records[at];
+            let RequestId(number) = record.request;
+            let Some(room) = (number as usize).checked_sub(1).filter(|room| *room < ROOMS) else { continue };
+            match record.step {
+                Recorded::Success | Recorded::Delivered { .. } => self.succeeded(side, room),
+                Recorded::Corrupt => {
+                    self.breaks("Success without the aux row", "every sealed part was seen".to_owned());
                 }
-            }
-            Side::Decode if other => {
-                self.nodes[1].ended[room] = Some(false);
-                self.on_decode(|end, cx| end.abort(cx, key, Reason::PeerGone, false));
-            }
-            Side::Decode if !self.decode.knows_room(&key) => {
-                self.nodes[1].phase[room] = Phase::Waiting;
-                self.nodes[1].waiting.push_back(room);
-                self.admit();
-            }
-            Side::Decode => {}
-        }
-    }
-
-    /// The registry says that an instance is no more: the other one, or this one itself.
-    pub(super) fn gone(&mut self, side: Side, instance: InstanceId) {
-        let own = instance == IDS[side as usize];
-        if side == Side::Decode {
-            let rooms: Vec<usize> = self.nodes[1].waiting.iter().copied().collect();
-            self.drop_waiting(|_| true);
-            for room in rooms {
-                self.on_decode(|end, cx| end.abort(cx, key(room), Reason::PeerGone, false));
+                _ => {}
             }
         }
-        match (side, own) {
-            (Side::Prefill, true) => self.on_prefill(|end, cx| end.abandon(cx, Reason::LeaseLost)),
-            (Side::Decode, true) => self.on_decode(|end, cx| end.abandon(cx, Reason::LeaseLost)),
-            (Side::Prefill, false) => self.on_prefill(|end, cx| end.peer_gone(cx, instance)),
-            (Side::Decode, false) => self.on_decode(|end, cx| end.peer_gone(cx, instance)),
-        }
-    }
-
-    /// Prefill gives pages to the rooms that wait for them, and computes.
-    pub(super) fn place(&mut self) {
-        while let Some(room) = self.nodes[0].waiting.front().copied() {
-            if self.prefill.is_active(&key(room)) {
-                let mut table = PageTable::default();
-                if !self.nodes[0].pool.take(1, &mut table) {
-                    return;
-                }
-                self.nodes[0].tables[room] = table.clone();
-                self.nodes[0].phase[room] = Phase::Live;
-                self.nodes[0].waiting.pop_front();
-                self.on_prefill(|end, cx| {
-                    end.attach(&key(room), &table, 0);
-                    // Pages of its own: it cannot be refused.
-                    let _ = end.memory().stamp(cx.fabric, 0, &request(room), &table, 0..1, 0..LAYERS);
-                    end.produced(cx, &key(room), 0..1, 0..LAYERS, true);
-                });
-            } else {
-                self.nodes[0].waiting.pop_front();
-            }
-        }
-    }
-
-    /// Decode lets in the rooms that wait, first come first served.
-    pub(super) fn admit(&mut self) {
-        while let Some(room) = self.nodes[1].waiting.front().copied() {
-            let mut table = PageTable::default();
-            if !self.decode.can_open(IDS[0], 0) || !self.nodes[1].pool.take(1, &mut table) {
-                return;
-            }
-            self.nodes[1].waiting.pop_front();
-            self.nodes[1].tables[room] = table.clone();
-            self.nodes[1].phase[room] = Phase::Live;
-            let request = RequestId(room as u64 + 1);
-            let spec = TargetRoom { key: key(room), request, peer: IDS[0], group: 0, tokens: 1 };
-            let mut opened = false;
-            self.on_decode(|end, cx| opened = end.open(cx, spec, &table));
-            if !opened {
-                self.nodes[1].ended[room] = Some(false);
-                self.released(Side::Decode, room);
-            }
-        }
-    }
-
-    pub(super) fn finish(&mut self, room: usize) {
-        self.nodes[1].phase[room] = Phase::Over;
-        self.on_decode(|end, cx| end.finish(cx, key(room)));
-    }
-
-    pub(super) fn on_prefill(&mut self, call: impl FnOnce(&mut Initiator, &mut Cx<'_>)) {
-        self.fabrics.begin_call(0, self.now);
-        let mut cx = Cx { now: NOW, fabric: self.fabrics.host(0), out: &mut self.out };
-        call(&mut self.prefill, &mut cx);
-        self.fabrics.after_call(0, self.now, &mut self.pending, &mut self.ready);
-        // What inline requests were made in: nobody reads it again.
-        if let Some(aux) = self.prefill.memory().ranks.first().map(|rank| rank.aux.buf) {
-            let _ = self.fabrics.host(0).write(aux, 0, &[0; 128]);
-        }
-        self.news(Side::Prefill);
-        self.place();
-    }
-
-    pub(super) fn on_decode(&mut self, call: impl FnOnce(&mut Target, &mut Cx<'_>)) {
-        self.fabrics.begin_call(1, self.now);
-        let mut cx = Cx { now: NOW, fabric: self.fabrics.host(1), out: &mut self.out };
-        call(&mut self.decode, &mut cx);
-        self.fabrics.after_call(1, self.now, &mut self.pending, &mut self.ready);
-        self.news(Side::Decode);
-        self.admit();
-    }
-
-    pub(super) fn news(&mut self, side: Side) {
-        let corrupt = self.out.records.iter().any(|record| record.step == Recorded::Corrupt);
+        let messages = self.around[side as usize].channel.receive(&self.out);
         self.out.clear();
-        if corrupt {
-            self.breaks("Success without the aux row", "every sealed part was seen".to_owned());
+        for message in messages {
+            self.relay(side, message);
         }
-        loop {
-            let news = match side {
-                Side::Prefill => self.prefill.next_news(),
-                Side::Decode => self.decode.next_news(),
-            };
-            let Some(news) = news else { return };
-            match news {
-                News::Tell(Message::Link { body, .. }) => {
-                    let message = Message::Link { peer: IDS[side as usize], body };
-                    self.node(side.other()).inbox.push_back(message);
+        self.look_at_pages(side);
+    }
+
+    /// The registry hands on what a node says, but nothing of one that it declared dead.
+    fn relay(&mut self, side: Side, message: Message) {
+        if self.around[side as usize].dead {
+            return;
+        }
+        match message {
+            Message::Register { facts, .. } => self.at(side).facts = facts,
+            Message::Query { .. } => {
+                let facts = self.facts_of(side.other());
+                self.at(side).inbox.push_back(facts);
+            }
+            Message::Link { body, .. } => {
+                let message = Message::Link { peer: IDS[side as usize], body };
+                self.at(side.other()).inbox.push_back(message);
+            }
+            Message::Report { key, report } => {
+                if let Some(room) = room_of(&key) {
+                    self.reported(side, room, report.delivered);
                 }
-                News::Tell(message) => self.node(side.other()).inbox.push_back(message),
-                News::Started(_) => {}
-                News::Success(key) => {
-                    if let Some(room) = room_of(&key) {
-                        self.succeeded(side, room);
-                    }
-                }
-                News::Failed(key, _) => {
-                    if let Some(room) = room_of(&key) {
-                        self.ends(side, room, false);
-                        if self.node(side).phase[room] == Phase::Live {
-                            self.node(side).phase[room] = Phase::Over;
-                        }
-                    }
-                }
-                News::Released(key) => {
-                    if let Some(room) = room_of(&key) {
-                        self.released(side, room);
-                    }
+                self.at(side.other()).inbox.push_back(Message::Report { key, report });
+            }
+            Message::Publish(_) | Message::Abort { .. } => self.at(side.other()).inbox.push_back(message),
+            Message::Done { key, outcome } => {
+                if let Some(room) = room_of(&key) {
+                    self.done(room, outcome);
                 }
             }
+            // For the registry or the router alone.
+            _ => {}
         }
     }
 
-    /// A side says how a room ended.
-    pub(super) fn ends(&mut self, side: Side, room: usize, success: bool) {
-        let before = self.node(side).ended[room].replace(success);
-        if before.is_some() {
+    /// Prefill tells how a room ended; it may do so again.
+    fn reported(&mut self, side: Side, room: usize, delivered: bool) {
+        let before = self.at(side).ended[room].replace(delivered);
+        if before.is_some_and(|before| before != delivered) {
             self.breaks("a room ends twice", format!("room {} on {side}", room + 1));
         }
     }
 
-    pub(super) fn succeeded(&mut self, side: Side, room: usize) {
-        self.ends(side, room, true);
-        if self.nodes[side as usize].dead {
+    /// Decode tells how a room ended, once.
+    fn done(&mut self, room: usize, outcome: Outcome) {
+        let decode = self.at(Side::Decode);
+        let before = decode.ended[room];
+        decode.ended[room] = before.or(Some(false));
+        let again = std::mem::replace(&mut decode.done[room], true);
+        if again || before.is_none() && outcome == Outcome::Finished {
+            self.breaks("a room ends twice", format!("room {} on decode: {outcome:?}", room + 1));
+        }
+    }
+
+    fn succeeded(&mut self, side: Side, room: usize) {
+        if self.at(side).ended[room].is_some() {
+            self.breaks("a room ends twice", format!("room {} on {side}", room + 1));
+        }
+        if self.at(side).dead {
             let what = format!("room {} on {side}", room + 1);
             self.breaks("Success after the lease was declared dead", what);
         }
         self.check_success(side, room);
-        if side == Side::Decode {
-            self.nodes[1].phase[room] = Phase::Success;
+        self.at(side).ended[room] = Some(true);
+        if side == Side::Decode
+            && let Some(page) = self.around[1].pages[room]
+        {
             // Decode writes on: its last page is its own now.
-            if let Some(page) = self.nodes[1].page(room) {
-                self.fill_page(Side::Decode, page, super::check::APPENDED);
-            }
-            if !self.base.scope.hold {
-                self.finish(room);
-            }
+            self.fill(side, page, APPENDED);
         }
     }
 
-    pub(super) fn released(&mut self, side: Side, room: usize) {
-        let Some(page) = self.node(side).page(room) else { return };
-        self.node(side).phase[room] = Phase::Released;
-        let node = &mut self.nodes[side as usize];
-        if node.pool.give_all(&mut node.tables[room]) > 0 {
-            self.breaks("pages are freed twice", format!("page {page} of {side}, room {}", room + 1));
+    /// Pages that the node has given to rooms and taken back in its last call.
+    fn look_at_pages(&mut self, side: Side) {
+        let before = self.around[side as usize].pages;
+        for room in 0..ROOMS {
+            let key = key(room);
+            let first = match side {
+                Side::Prefill => {
+                    self.prefill.pages(&key).and_then(|(_, table)| table.runs().first().copied())
+                }
+                Side::Decode => {
+                    self.decode.prompt_pages(&key).and_then(|(_, table)| table.runs().first().copied())
+                }
+            };
+            self.around[side as usize].pages[room] = first.map(|run| run.first.0);
         }
-        self.mark_page(side, page);
-        if side == Side::Decode {
-            self.mark_slot();
+        let after = self.around[side as usize].pages;
+        for (before, after) in before.into_iter().zip(after) {
+            if let Some(page) = before.filter(|page| after != Some(*page)) {
+                self.mark_page(side, page);
+                if side == Side::Decode {
+                    self.mark_slot();
+                }
+            }
+        }
+        let (held, owned) = (self.node(side).held().pages, after.iter().flatten().count() as u64);
+        if held != owned {
+            let what = format!("{side}: {held} pages are out, rooms have {owned}");
+            self.breaks("pages are freed twice, lost or given to two", what);
         }
     }
 
     pub(super) fn mark_page(&mut self, side: Side, page: u32) {
-        self.fill_page(side, page, super::check::mark(side));
+        self.fill(side, page, mark(side));
     }
 
-    pub(super) fn fill_page(&mut self, side: Side, page: u32, byte: u8) {
+    fn fill(&mut self, side: Side, page: u32, byte: u8) {
         let memory = match side {
             Side::Prefill => self.prefill.memory(),
             Side::Decode => self.decode.memory(),
         };
-        let Some(pool) = memory.ranks.first().and_then(|rank| rank.pools.first()) else { return };
-        for layer in 0..u64::from(LAYERS) {
-            let at = layer * pool.grid.pitch + u64::from(page) * pool.grid.page;
-            let bytes = vec![byte; pool.grid.page as usize];
-            // In range: the pool has this page.
-            let _ = self.fabrics.host(side as usize).write(pool.buf, at, &bytes);
-        }
+        fill_page(self.fabrics.host(side as usize), memory, page, byte);
     }
 
     pub(super) fn mark_slot(&mut self) {
-        let Some(rank) = self.decode.memory().ranks.first() else { return };
-        let (buf, bytes) = (rank.aux.buf, [super::check::mark(Side::Decode); 96]);
-        let _ = self.fabrics.host(1).write(buf, 0, &bytes);
+        let rank = self.decode.memory().and_then(|memory| memory.ranks.first());
+        let Some(buf) = rank.map(|rank| rank.aux.buf) else { return };
+        let _ = self.fabrics.host(1).write(buf, 0, &[mark(Side::Decode); 96]);
     }
 }

@@ -17,6 +17,8 @@ pub struct Scope {
     pub must_succeed: bool,
     /// Decode keeps pages after Success, and appends to them, until it is done at some later moment; else it is done at once.
     pub hold: bool,
+    /// Prefill's compute ends at some later moment; else at once.
+    pub compute: bool,
     /// Each write of KV is executed on its own, and not together with the immediate behind it.
     pub split: bool,
     /// Queue pairs that die: by themselves at either end, or because the ACK of an executed request is lost.
@@ -36,6 +38,7 @@ const BASE: Scope = Scope {
     deadlines: false,
     must_succeed: false,
     hold: false,
+    compute: false,
     split: false,
     deaths: 0,
     late: 0,
@@ -70,6 +73,13 @@ pub const SCOPES: &[Scope] = &[
         ..BASE
     },
     Scope { name: "deadlines", text: "any deadline passes at any moment", deadlines: true, ..BASE },
+    Scope {
+        name: "compute",
+        text: "prefill computes each prompt for a while, and any deadline passes",
+        deadlines: true,
+        compute: true,
+        ..BASE
+    },
     Scope {
         name: "lease",
         text: "a lease runs out on either side, and no deadline passes",

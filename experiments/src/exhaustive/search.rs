@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use engine::map::Map;
 use engine::transfer::Rules;
 
-use super::cell::{Base, Cell};
+use super::base::Base;
+use super::cell::Cell;
 use super::scope::Scope;
 use super::step::Step;
 

@@ -14,9 +14,9 @@ impl Cell<'_> {
         buffer.clear();
         // Writing to memory does not fail, here and below.
         let _ = write!(buffer, "{:?}{:?}", self.prefill, self.decode);
-        for node in &self.nodes {
-            let rooms = (node.phase, node.assigned, node.ended, &node.waiting, node.lease_over, node.dead);
-            let _ = write!(buffer, "{rooms:?}{:?}{:?}{:?}", node.inbox, node.late, node.events);
+        for around in &self.around {
+            let rooms = (around.assigned, around.ended, around.done, around.lease_over, around.dead);
+            let _ = write!(buffer, "{rooms:?}{:?}{:?}{:?}", around.inbox, around.late, around.events);
         }
         let rest = (self.created, self.paused, self.left, self.undisturbed);
         let _ = write!(buffer, "{rest:?}");

@@ -65,8 +65,8 @@ pub enum Step {
     Hear(Side),
     /// A room's deadline passes on a side.
     Deadline(Side, u8),
-    /// Decode is done with a room.
-    Finish(u8),
+    /// What a side computes is done.
+    Computed(Side),
     /// A queue pair dies at a side.
     Die(Side, u8),
     /// Prefill's process stops.
@@ -102,7 +102,7 @@ impl fmt::Display for Step {
             Self::Poll(side) => write!(f, "{side} polls a completion"),
             Self::Hear(side) => write!(f, "{side} hears that a queue pair of it failed"),
             Self::Deadline(side, room) => write!(f, "{side}: a deadline of room {} passes", room + 1),
-            Self::Finish(room) => write!(f, "decode is done with room {}", room + 1),
+            Self::Computed(side) => write!(f, "{side} has computed a step"),
             Self::Die(side, qp) => write!(f, "FAULT queue pair {qp} of {side} dies"),
             Self::Pause => write!(f, "FAULT prefill's process stops, its NIC goes on"),
             Self::Resume => write!(f, "prefill's process goes on"),

@@ -472,7 +472,7 @@ impl Node for RouterNode {
                 self.dispatch(cx);
             }
             Input::Arrival(request) => self.arrived(cx, request),
-            Input::Completions { .. } | Input::Fabric(_) => {}
+            Input::Completions { .. } | Input::Fabric(_) | Input::Expire(_) => {}
             Input::Shutdown => {
                 if !self.leaving {
                     self.leaving = true;

@@ -1,8 +1,8 @@
 //! What of an initiator changes, for whoever must tell two of its states apart.
 //!
 //! Left out is what never changes ([`Initiator::memory`], configuration, facts of peers), what can be worked out from the rest (lookup
-//! tables), memory kept for reuse, and what only statistics or the choice between several links go by. A new field is an error here until
-//! somebody has said which of these it is.
+//! tables), memory kept for reuse, when deadlines pass ([`crate::transfer::End::expire`]), and what only statistics or the choice between several links
+//! go by. A new field is an error here until somebody has said which of these it is.
 
 use super::link::Link;
 use super::room::{Part, Room};
@@ -42,7 +42,7 @@ impl Debug for Initiator {
             starved_rooms,
             rates: _,
         } = self;
-        let timed = rooms.iter().flatten().map(|room| timers.get(room.spec.key));
+        let timed = rooms.iter().flatten().map(|room| timers.get(room.spec.key).is_some());
         f.debug_struct("Initiator")
             .field("ports", ports)
             .field("links", links)

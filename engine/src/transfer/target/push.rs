@@ -2,13 +2,13 @@
 
 use super::super::checksum::{Side, fold, of_feed};
 use super::super::news::News;
-use super::super::pages::PageTable;
+use super::super::pages::{PagePool, PageTable};
 use super::super::wire::{AUX_BYTES, Immediate, SEAL_BYTES, SLOT_BYTES, Seal};
 use super::link::Link;
 use super::parts::Source;
 use super::room::{Room, State};
 use super::stage::Spot;
-use super::{PortReceives, Target, TargetRoom};
+use super::{Opening, PortReceives, Target, TargetRoom};
 use crate::fabric::{Completion, Opcode};
 use crate::id::InstanceId;
 use crate::node::{Cx, Reason, Step};
@@ -112,23 +112,18 @@ impl Target {
         self.links.get(&peer)?.whole_needs.get(usize::from(group)).map(Vec::as_slice)
     }
 
-    /// Whether a room could be opened now: the peer is known, a slot is free, and receives can be promised.
-    pub fn can_open(&self, peer: InstanceId, group: u16) -> bool {
-        let Some(needs) = self.needs_of(peer, group) else { return false };
+    /// Whether a room of this peer and group could be opened now: the peer is known, slots are free, and receives can be promised.
+    pub fn opening(&self, peer: InstanceId, group: u16) -> Opening {
+        let Some(link) = self.links.get(&peer) else { return Opening::Later };
+        let free = self.stage.get(usize::from(group)).map_or(0, PagePool::free);
+        if self.free_slots.is_empty() || self.stage_offer(link, group) > free {
+            return Opening::Full;
+        }
         let depth = self.config.receive_depth;
-        let need = self.links.get(&peer).map_or(0, |link| self.stage_offer(link, group));
-        let pool = self.stage.get(usize::from(group));
-        !self.free_slots.is_empty()
-            && (need == 0 || pool.is_some_and(|pool| need <= pool.free()))
-            && self.ports.iter().zip(needs).all(|(port, need)| port.promised.saturating_add(*need) <= depth)
-    }
-
-    /// Whether a room of this peer and group waits for slots that other rooms hold until the word of their end: an aux slot, staging slots.
-    /// Receives are no such thing, they come back with what was received.
-    pub fn is_full(&self, peer: InstanceId, group: u16) -> bool {
-        let Some(link) = self.links.get(&peer) else { return false };
-        let free = self.stage.get(usize::from(group)).map_or(0, super::super::pages::PagePool::free);
-        self.free_slots.is_empty() || self.stage_offer(link, group) > free
+        let fits = |needs: &Vec<u32>| {
+            self.ports.iter().zip(needs).all(|(port, need)| port.promised.saturating_add(*need) <= depth)
+        };
+        if link.needs.get(usize::from(group)).is_some_and(fits) { Opening::Now } else { Opening::Later }
     }
 
     /// Whether a room of this peer and group can ever be opened; false only if its receives are more than a queue holds.
@@ -141,7 +136,7 @@ impl Target {
 
     /// Opens a room with these pages and publishes them. False, and nothing done, if it cannot be opened now.
     pub fn open(&mut self, cx: &mut Cx<'_>, spec: TargetRoom, table: &PageTable) -> bool {
-        if self.knows_room(&spec.key) || !self.can_open(spec.peer, spec.group) {
+        if self.knows_room(&spec.key) || self.opening(spec.peer, spec.group) != Opening::Now {
             return false;
         }
         let Some(needs) = self.needs_of(spec.peer, spec.group).map(<[u32]>::to_vec) else { return false };

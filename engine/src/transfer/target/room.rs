@@ -26,6 +26,17 @@ pub struct TargetRoom {
     pub tokens: u32,
 }
 
+/// Whether there is room for one more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// It can be opened.
+    Now,
+    /// It waits for slots, for the aux row or for staging, that other rooms hold until the word of their end.
+    Full,
+    /// It waits for something else: facts of the peer, or receives, which come back with what is received.
+    Later,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// Not decided.

@@ -31,7 +31,7 @@ impl Debug for Target {
             scatters,
             untold,
         } = self;
-        let timed = rooms.iter().flatten().map(|room| timers.get(room.spec.key));
+        let timed = rooms.iter().flatten().map(|room| timers.get(room.spec.key).is_some());
         f.debug_struct("Target")
             .field("ports", ports)
             .field("links", links)

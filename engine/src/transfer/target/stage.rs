@@ -57,7 +57,7 @@ impl Target {
         if self.config.coalescing.predicts() && need > free { 0 } else { need }
     }
 
-    /// Takes a room's staging slots. They are there: [`Target::can_open`].
+    /// Takes a room's staging slots. They are there: [`Target::opening`].
     pub(super) fn take_stage(&mut self, group: u16, need: u32) -> Vec<u32> {
         let mut taken = super::super::pages::PageTable::default();
         if let Some(pool) = self.stage.get_mut(usize::from(group))
