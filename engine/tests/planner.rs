@@ -302,6 +302,27 @@ fn consecutive_pages_are_one_run() {
     assert_eq!(size(&small, &table(&[(5, 256)]), &whole.1, 4096, 30), (1, 1));
 }
 
+/// A bound in bytes that rows do not divide costs requests, but only where rows are joined.
+#[test]
+fn what_repeats_stays_one_run_under_any_bound() {
+    let whole = (table(&[(1, 64)]), table(&[(9, 64)]));
+    let size = |share: &Share, max_sge: u16, max_message: u32| {
+        let limits = PlanLimits { max_sge, max_message };
+        let plan = plan(share, share.lanes.clone(), &whole.0, &whole.1, 0..4096, limits).unwrap();
+        (plan.runs().len(), plan.requests_per_lane())
+    };
+    // Rows of 256 bytes that touch at the target, and rows that do not touch there.
+    let joined = share("llama-3.1-70b", (4, 64, TOKENS), (8, 64, TOKENS));
+    let apart = share("llama-3.1-70b", (8, 64, TOKENS), (4, 64, TOKENS));
+    assert_eq!((joined.group.sections[0].len, apart.group.sections[0].len), (256, 256));
+    assert_eq!(size(&joined, 1, 1000), (1, 4096));
+    assert_eq!(size(&joined, 30, 30 * 256), (1, 137));
+    assert_eq!(size(&joined, 30, 30 * 256 + 1), (1, 137));
+    assert_eq!(size(&joined, 30, 20 * 256), (1, 205));
+    assert_eq!(size(&apart, 30, 1000), (1, 4096));
+    assert!(size(&joined, 30, 1000).0 > 1);
+}
+
 #[test]
 fn pages_that_go_back_in_a_table_are_found() {
     let equal = share("llama-3.1-70b", (4, 64, TOKENS), (4, 64, TOKENS));

@@ -1,7 +1,7 @@
 //! Named pairs of layouts, byte by byte: everything arrives where the decode layout says, nothing else changes, and no byte more moves
 //! than the two layouts need. Written by prefill, read by decode, and through staging slots.
 
-use engine::policy::{Granularity, RailPolicy};
+use engine::policy::{Granularity, LeastInflight, RailPolicy};
 use kvrail_tests::stories::{gqa, staged};
 use models::{DType, presets};
 use sim::kit::{Build, Kit};
@@ -104,4 +104,34 @@ fn layer_by_layer_and_on_several_rails() {
         t.granularity = Granularity::LayerWise { layers: 1 };
     });
     moves(build);
+}
+
+/// A page list of more runs than one message takes, on whichever side it is.
+#[test]
+fn page_lists_in_several_messages() {
+    let scattered = |i: sim::kit::Side| i.page(1).pages(6000).scatter();
+    let build = Kit::pair().prefill(scattered).decode(scattered);
+    for build in [build.clone(), build.pull()] {
+        let mut t = build.build();
+        let request = t.request(5000, 2);
+        assert!(t.run());
+        t.assert_finished(request);
+        t.assert_fault_free();
+    }
+}
+
+/// Each rail has receives for what may come on it, whichever a policy takes: none is missing.
+#[test]
+fn one_rail_for_each_part() {
+    let least = RailPolicy::LeastInflight(LeastInflight::default());
+    for policy in [RailPolicy::RoundRobin, RailPolicy::Hash, least, RailPolicy::Pinned] {
+        let build = gqa().prefill(|i| i.tp(2).ports(2)).decode(|i| i.tp(4).ports(2)).transfer(|t| {
+            t.rails = 2;
+            t.rail_policy = policy.clone();
+        });
+        prompts(build.clone());
+        prompts(build.clone().pull());
+        // As many rooms as there are receives for.
+        assert!(prompts(build.clone().transfer(staged(3000, 64, 3)).transfer(|t| t.receive_depth = 128)) > 5);
+    }
 }

@@ -1,7 +1,8 @@
 //! Queue pairs under a cap, and networks on which not every port reaches every other one.
 
 use engine::id::NodeId;
-use engine::node::Reason;
+use engine::node::{Reason, Step};
+use engine::policy::Window;
 use engine::time::Span;
 use engine::transfer::Reach;
 use proptest::prelude::*;
@@ -61,6 +62,64 @@ fn without_need_nothing_is_taken() {
     }
     assert_eq!(before, 4, "each of the two links has one at each end");
     t.assert_clean();
+}
+
+/// Two links of three: the one that has nothing to move gives its queue pairs up, though the other was used longer ago.
+#[test]
+fn who_has_nothing_to_move_makes_way_first() {
+    for pull in [false, true] {
+        let build = Kit::cluster(if pull { 3 } else { 1 }, if pull { 1 } else { 3 })
+            .prefill(|i| i.pages(300).batch(100))
+            .decode(|i| i.pages(300))
+            .network(0.1, Span::us(1));
+        // The initiator decides.
+        let cap = |i: sim::kit::Side| i.transfer(|t| t.max_queue_pairs = 2);
+        let build = if pull { build.pull().decode(cap) } else { build.prefill(cap) };
+        let mut t = build.build();
+        let busy = t.request(3000, 2);
+        assert!(t.run_until(|t| t.saw(busy, |step| *step == Step::TransferStart)));
+        let idle = t.request(20, 2);
+        assert!(t.run_until(|t| t.delivered(idle)));
+        let next = t.request(20, 2);
+        let (first, second) = if pull { (t.prefill(0), t.prefill(1)) } else { (t.decode(0), t.decode(1)) };
+        assert_eq!((held(&t, first), held(&t, second)), (1, 1));
+        while !t.delivered(next) {
+            assert!(t.step());
+            assert_eq!(held(&t, first), 1, "pull: {pull}: it was not done");
+        }
+        assert_eq!((held(&t, second), t.delivered(busy)), (0, false), "pull: {pull}");
+        assert!(t.run());
+        t.assert_finished(busy);
+        t.assert_clean();
+    }
+}
+
+/// The side that is written to, or read from, has queue pairs for one link, and both of its peers have work for long: each in turn.
+#[test]
+fn a_busy_link_is_asked_to_make_way() {
+    for pull in [false, true] {
+        let build =
+            Kit::cluster(if pull { 1 } else { 2 }, if pull { 2 } else { 1 }).network(0.05, Span::us(1));
+        let build = build.transfer(|t| t.window = Window { bytes: 30_000, ..Window::default() });
+        let cap = |i: sim::kit::Side| i.pages(600).transfer(|t| t.max_queue_pairs = 1);
+        let build = if pull { build.pull().prefill(cap) } else { build.decode(cap) };
+        let mut t = build.build();
+        // Dealt out in turns.
+        let all: Vec<_> = (0..12).map(|_| t.request(100, 2)).collect();
+        let mut order = Vec::new();
+        while order.len() < all.len() {
+            assert!(t.step());
+            let done = |n: &usize| t.delivered(all[*n]);
+            let fresh: Vec<usize> = (0..all.len()).filter(|n| !order.contains(n)).filter(done).collect();
+            order.extend(fresh);
+        }
+        // Neither had to wait until the other one had nothing left.
+        let last_of = |peer: usize| order.iter().rposition(|n| n % 2 == peer).unwrap();
+        let first_of = |peer: usize| order.iter().position(|n| n % 2 == peer).unwrap();
+        assert!(first_of(0) < last_of(1) && first_of(1) < last_of(0), "pull: {pull}, {order:?}");
+        assert!(t.run());
+        t.assert_clean();
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use engine::node::Step;
 use engine::policy::{LeastInflight, RailPolicy, ReplicaChoice, Window};
 use engine::time::Span;
 use proptest::prelude::*;
+use sim::fault::Ppm;
 use sim::kit::{Build, Ending, Kit};
 use sim::world::Fault;
 
@@ -182,4 +183,45 @@ fn striped_copies_use_all_nics() {
     assert_eq!(striped.0 - by_destination.0, 4 * 3 * 32);
     assert_eq!(time(ReplicaChoice::Fixed(2)).0, by_destination.0);
     assert!(striped.1 < by_destination.1);
+}
+
+/// Prefill's second port has a tenth of its speed: a policy that measures gives it a tenth of the work, one that deals out half of it waits.
+#[test]
+fn a_slow_port_gets_less() {
+    let time = |policy: RailPolicy, pull: bool| {
+        let build = two_ports(policy).transfer(|t| t.window = Window { bytes: 300_000, ..Window::default() });
+        let mut t = if pull { build.pull() } else { build }.build();
+        let host = t.prefill(0).index();
+        t.fault(Fault::Degrade { host, port: PortId(1), to: Ppm::of(0.1) });
+        let times: Vec<_> = (0..3).map(|_| transfer_time(&mut t, 4000)).collect();
+        assert!(t.run());
+        t.assert_clean();
+        times[2]
+    };
+    for pull in [false, true] {
+        let least = time(RailPolicy::LeastInflight(LeastInflight::default()), pull);
+        let striped = time(RailPolicy::Striped, pull);
+        println!("least {least}, striped {striped}");
+        assert!(least * 2 < striped, "pull: {pull}, {least} against {striped}");
+    }
+}
+
+/// What was posted to a peer that is gone counts for nothing: the window is the others' again.
+#[test]
+fn a_peer_that_is_gone_gives_its_part_of_the_window_back() {
+    for window in [Window { bytes: 30_000, ..Window::default() }, Window { requests: 3, ..Window::default() }]
+    {
+        let mut t = Kit::cluster(1, 2)
+            .network(0.05, Span::us(1))
+            .lease(Span::ms(200))
+            .transfer(move |t| (t.window, t.max_message) = (window, 10_000))
+            .build();
+        let gone = t.request(900, 2);
+        assert!(t.run_until(|t| t.saw(gone, |step| *step == Step::TransferStart)));
+        t.crash(t.decode(0));
+        assert!(t.run_until(|t| t.ending(gone).is_some()));
+        let other = t.request(900, 2);
+        assert!(t.run_until(|t| t.ending(other).is_some()));
+        t.assert_finished(other);
+    }
 }

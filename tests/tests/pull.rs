@@ -21,6 +21,8 @@ fn reads(t: &mut Kit, request: RequestId) {
     assert!(t.run_until(|t| t.saw(request, |s| *s == Step::TransferStart)));
     t.run_for(Span::ms(5));
     assert!(!t.succeeded(request));
+    // Where the aux row is read to.
+    assert!(t.held(t.decode(0)).slots > 0);
 }
 
 /// A room fails on prefill in the middle of decode's READs, and decode does not hear of it. Its pages go to another request.

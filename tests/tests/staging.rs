@@ -8,7 +8,9 @@ use engine::registry::Message;
 use engine::time::Span;
 use kvrail_tests::stories::{gqa, staged};
 use proptest::prelude::*;
+use sim::fabric::CopyCosts;
 use sim::kit::Kit;
+use sim::nic::Bandwidth;
 use sim::world::Fault;
 
 /// Exactly one sender writes the aux row of each decode rank, whatever the pipeline stages: the bytes are counted to the last one, and two
@@ -49,6 +51,44 @@ fn a_chunk_larger_than_the_staging_memory() {
         requests.iter().for_each(|request| t.assert_finished(*request));
         t.assert_fault_free();
     }
+}
+
+/// Slots are free again when nothing can be written to them, long before the room's pages are.
+#[test]
+fn slots_do_not_wait_for_the_end_of_generation() {
+    let mut t = gqa().prefill(|i| i.tp(2)).decode(|i| i.tp(4)).transfer(staged(8192, 4, 4)).bytes().build();
+    let (long, next) = (t.request(100, 400), t.request(100, 2));
+    assert!(t.run_until(|t| t.ending(next).is_some()));
+    assert_eq!(t.ending(long), None, "it still generates");
+    assert!(t.run());
+    t.assert_finished(long);
+    t.assert_fault_free();
+}
+
+/// A room fails while decode's copy engines still move what arrived: its pages and slots are free when the last copy is over, and not before.
+#[test]
+fn pages_of_a_room_that_is_over_wait_for_its_copies() {
+    let mut waited = 0;
+    for us in (500..5000).step_by(500) {
+        let mut t = gqa()
+            .prefill(|i| i.tp(2))
+            .decode(|i| i.tp(4))
+            .transfer(staged(2048, 64, 8))
+            .decode(|i| i.transfer(|t| (t.room_deadline, t.drain_deadline) = (Span::us(us), Span::us(10))))
+            .bytes()
+            .build();
+        // A fifth of a millisecond for each slot.
+        t.world_mut()
+            .fabrics_mut()
+            .set_copy_costs(CopyCosts { rate: Bandwidth(10_000_000), ..CopyCosts::free() });
+        let request = t.request(100, 5);
+        assert!(t.run_until(|t| t.ending(request).is_some()));
+        t.run_for(Span::us(50));
+        waited += t.held(t.decode(0)).rooms;
+        assert!(t.run(), "{us} us: not quiet within the bound");
+        t.assert_clean();
+    }
+    assert!(waited > 0, "no room ended during a copy");
 }
 
 /// Slots that are too small for a token of a layer, and too few for the senders of a rank: everything goes directly.

@@ -499,7 +499,7 @@ impl Client {
     /// Until when the registry certainly takes this instance for alive, by the node's own clock. One sixteenth of the
     /// lease is kept back for clocks that run at different speeds.
     pub fn lease_until(&self) -> Option<Time> {
-        self.seen_at.filter(|_| self.lease > Span(0)).map(|at| at + Span(self.lease.0 - self.lease.0 / 16))
+        self.seen_at.map(|at| at + Span(self.lease.0 - self.lease.0 / 16))
     }
 
     /// Whether the lease holds at `now`. A node whose lease has run out reports no Success.

@@ -64,6 +64,8 @@ fn drawn(dice: &mut Dice, seed: u64) -> Spec {
         Weather::Storm,
         Weather::Storm,
         Weather::Storm,
+        Weather::Storm,
+        Weather::Storm,
     ]);
     let model = dice.pick(&["tiny-gqa", "tiny-gqa-2", "tiny-mla", "tiny-mla-index"]);
     let rough = weather == Weather::Rough || weather == Weather::Storm;
@@ -222,7 +224,9 @@ fn transfer(dice: &mut Dice, weather: Weather) -> TransferSpec {
 }
 
 fn policy(dice: &mut Dice) -> PolicySpec {
-    let direction = dice.pick(&[Direction::Push, Direction::Pull]);
+    // Only pushes stage, and their decode keeps rooms that have succeeded: there is more to meet.
+    let direction =
+        dice.pick(&[Direction::Push, Direction::Push, Direction::Push, Direction::Pull, Direction::Pull]);
     let coalescing = coalescing(dice);
     PolicySpec {
         routing: dice.pick(&[

@@ -160,6 +160,52 @@ fn unlike_sides_are_told_why() {
     assert!(error.to_string().starts_with("page_size is 0 tokens"), "{error}");
 }
 
+/// The largest numbers that are allowed, and the next ones.
+#[test]
+fn bounds_are_inclusive() {
+    let fits = |layers, q_heads, kv_heads, head_dim| {
+        let attention = Attention::Gqa { kv_heads, head_dim };
+        Model { layers, q_heads, attention, ..gqa(1, 1) }.validate(DType::Fp8).is_ok()
+    };
+    assert!(fits(16_384, 1, 1, 1) && !fits(16_385, 1, 1, 1) && !fits(0, 1, 1, 1));
+    assert!(fits(1, 16_384, 1, 1) && !fits(1, 16_385, 1, 1) && !fits(1, 0, 1, 1));
+    assert!(fits(1, 1, 16_384, 1) && !fits(1, 1, 16_385, 1) && !fits(1, 1, 0, 1) && !fits(1, 1, 1, 0));
+    // K and V of 2^31 bytes each.
+    assert!(fits(1, 1, 1, 1 << 31) && !fits(1, 1, 1, (1 << 31) + 1));
+    let packed = |kv_lora_rank, dtype| {
+        let attention = Attention::Mla { kv_lora_rank, qk_rope_head_dim: 1 };
+        Model { attention, ..gqa(1, 1) }.validate(dtype).map_err(|error| error.to_string())
+    };
+    assert_eq!((packed(256, DType::Fp8Packed), packed(129, DType::Bf16)), (Ok(()), Ok(())));
+    let error = packed(129, DType::Fp8Packed).unwrap_err();
+    assert!(error.contains("kv_lora_rank is 129, must be a multiple of 128"), "{error}");
+    let page = |tokens| Layout::new(&mla(1), DType::Bf16, Parallel::tp(1), tokens, PageOrder::TokenMajor);
+    assert!(page(1 << 20).is_ok() && page((1 << 20) + 1).is_err());
+    let spread = |tp, pp, dp| Parallel { tp, pp, dp }.validate().is_ok();
+    assert!(spread(4096, 1, 1) && !spread(4097, 1, 1) && spread(64, 64, 64) && !spread(64, 65, 1));
+    assert!(!spread(0, 1, 1) && !spread(1, 0, 1) && !spread(1, 1, 0) && !spread(6, 1, 4));
+    let three =
+        Layout::new(&mla(3), DType::Bf16, Parallel { tp: 2, pp: 3, dp: 2 }, 16, PageOrder::TokenMajor);
+    let three = three.unwrap();
+    assert!(
+        Layout::new(&mla(3), DType::Bf16, Parallel { tp: 1, pp: 4, dp: 1 }, 16, PageOrder::TokenMajor)
+            .is_err()
+    );
+    assert_eq!((three.world_rank(5).map(|rank| rank.stage()), three.world_rank(6)), (Some(2), None));
+    assert_eq!([0, 1, 16, 17].map(|tokens| three.pages_for(tokens)), [0, 1, 1, 2]);
+}
+
+/// Instances of different releases compare it.
+#[test]
+fn the_fingerprint_is_fixed() {
+    let of = |name, dtype| {
+        let model = presets::lookup(name).unwrap();
+        Layout::new(&model, dtype, Parallel::tp(1), 16, PageOrder::TokenMajor).unwrap().fingerprint()
+    };
+    assert_eq!(of("llama-3.1-8b", DType::Bf16), 0x0484_8325_62ef_5e8c);
+    assert_eq!(of("deepseek-v3.2", DType::Fp8), 0x9380_72d7_2b0c_3522);
+}
+
 #[test]
 fn deepseek_v32_row_and_pool_sizes() {
     let model = presets::lookup("deepseek-v3.2").unwrap();

@@ -241,6 +241,8 @@ pub(crate) fn check(case: &Case) -> Relation {
         for (index, (feed, &sender)) in feeds.iter().zip(senders).enumerate() {
             assert!(feed.sources.contains(&sender) && feed.sources.contains(&feed.default_source()));
             assert!(chosen.duties(sender).contains(&(rank, index as u32)));
+            // What every rank of a stage holds whole comes with heads, where there are any.
+            assert_eq!(feed.groups[0].pool_dst, 0);
             for group in &feed.groups {
                 assert!(group.lanes.is_sorted_by(|a, b| a.0 < b.0 && a.1 < b.1));
                 check_whole_page(group);

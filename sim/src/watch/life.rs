@@ -105,7 +105,10 @@ impl Life {
             Step::Rejected(_) => Some(State::Rejected),
             _ => None,
         };
-        if let (Some(from), Some(to)) = (self.router, next)
+        // A router loses only what it has routed: it has not heard that decode sent this one back.
+        let unheard = next == Some(State::Lost) && self.router.is_some();
+        let from = if unheard { Some(State::Routed) } else { self.router };
+        if let (Some(from), Some(to)) = (from, next)
             && from != to
         {
             coverage.moved(Who::Router, from, to);

@@ -200,7 +200,7 @@ fn read_all(bytes: &[u8]) -> Result<usize, FrameError> {
     Ok(messages)
 }
 
-fn frame_of(messages: &[Message], header: Header) -> Vec<u8> {
+pub(super) fn frame_of(messages: &[Message], header: Header) -> Vec<u8> {
     let mut body = Vec::new();
     for message in messages {
         let mut bytes = Vec::new();
@@ -296,6 +296,187 @@ fn errors_name_the_field_and_the_value() {
     let mut frame = frame_of(&[], Header::default());
     frame[2] = 9;
     assert_eq!(Frame::parse(&frame).unwrap_err().to_string(), "version 9, this end speaks 1");
+}
+
+/// The checksum is part of the version: another one is another protocol.
+#[test]
+fn the_form_of_a_frame_is_fixed() {
+    let body: Vec<u8> = [29, 0].into_iter().chain(100..129).collect();
+    let header = Header {
+        flags: FrameFlags::GAP,
+        count: 1,
+        epoch: 3,
+        nonce: 7 << 32 | 1,
+        instance: 9,
+        seq: 5,
+        ack: 2,
+        beat: 6,
+    };
+    let mut frame = Vec::new();
+    header.write(&body, &mut frame);
+    let hex: String = frame[..HEADER].iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, "766b01046c27d67b03000000060000000100000007000000090000000000000005000000020000000100");
+    assert_eq!(&frame[HEADER..], body);
+    assert_eq!(Frame::parse(&frame).unwrap().header, header);
+}
+
+/// A frame may be as long as the bound and no longer, a message too; a segment may be empty.
+#[test]
+fn bounds_are_inclusive() {
+    let frame = |bytes: usize| {
+        let mut body = Vec::new();
+        let mut left = bytes - HEADER;
+        let mut count = 0;
+        while left > 0 {
+            let len = (left - 2).min(0x7000);
+            body.extend((len as u16).to_le_bytes());
+            body.resize(body.len() + len, 1);
+            (left, count) = (left - len - 2, count + 1);
+        }
+        let mut frame = Vec::new();
+        Header { count, ..Header::default() }.write(&body, &mut frame);
+        Frame::parse(&frame).map(|_| ())
+    };
+    assert_eq!(frame(MAX_FRAME), Ok(()));
+    let value = MAX_FRAME as u64 + 1;
+    let long = FrameError::TooLong { field: "frame", value, max: MAX_FRAME as u64 };
+    assert_eq!(frame(MAX_FRAME + 1), Err(long));
+    assert_eq!(frame(HEADER + 2), Ok(()));
+    assert_eq!(frame(HEADER), Ok(()));
+    let message = |len: usize| decode(&vec![99; len]).unwrap_err();
+    assert_eq!(message(MAX_MESSAGE), FrameError::Kind(99));
+    let value = MAX_MESSAGE as u64 + 1;
+    let long = FrameError::TooLong { field: "message", value, max: MAX_MESSAGE as u64 };
+    assert_eq!(message(MAX_MESSAGE + 1), long);
+}
+
+#[test]
+fn a_frame_of_another_protocol_or_with_other_flags_is_refused() {
+    let mut frame = frame_of(&[], Header::default());
+    frame[0] ^= 1;
+    assert_eq!(Frame::parse(&frame).unwrap_err(), FrameError::Magic(0x6b77));
+    let frame = frame_of(&[], Header { flags: FrameFlags(7), ..Header::default() });
+    assert!(Frame::parse(&frame).is_ok());
+    let frame = frame_of(&[], Header { flags: FrameFlags(8), ..Header::default() });
+    assert_eq!(Frame::parse(&frame).unwrap_err().to_string(), "flags: 8 is not valid, 0 to 7");
+}
+
+/// What a count asks for is compared with its bound and with the bytes that are left, before anything is allocated.
+#[test]
+fn counts_are_compared_with_what_is_left() {
+    // A page list up to its runs: key, fence epoch, slot, generation, group, credits, tokens, offset, total.
+    let list = |rest: &[u8]| {
+        let mut bytes = vec![11, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 4, 100, 0, 7];
+        bytes.extend(rest);
+        decode(&bytes).map(|_| ()).map_err(|error| error.to_string())
+    };
+    // 7 pages in two runs; counted from the end of the run before.
+    assert_eq!(list(&[2, 2, 4, 8, 3]), Ok(()));
+    assert_eq!(list(&[2, 2, 4, 8]), Err("page runs: needs 4 bytes, 3 are left".into()));
+    assert_eq!(list(&[0xe8, 7, 2, 4]), Err("page runs: needs 2000 bytes, 2 are left".into()));
+    assert_eq!(
+        list(&[0xff, 0xff, 0xff, 0xff, 1, 2, 4]),
+        Err("page runs: 536870911, at most 1048576 allowed".into())
+    );
+    assert_eq!(list(&[2, 2, 4, 8, 4]), Err("pages listed: 8 is not valid, at most the total".into()));
+    let none = "run of pages: 0 is not valid, at least one page, numbers of 32 bits";
+    assert_eq!(list(&[1, 2, 0]), Err(none.into()));
+    // One before page 0.
+    assert!(list(&[1, 1, 1]).unwrap_err().starts_with("run of pages: 1 is not valid"));
+}
+
+#[test]
+fn numbers_have_64_bits_at_most() {
+    let lease = |tail: &[u8]| {
+        let mut bytes = vec![1, 5];
+        bytes.extend(tail);
+        decode(&bytes).map_err(|error| error.to_string())
+    };
+    let all = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+    let with = |last: &[u8]| [&all[..], last].concat();
+    let longest = Message::Welcome { instance: InstanceId(5), lease: Span(u64::MAX) };
+    assert_eq!(lease(&with(&[1])), Ok(longest));
+    assert_eq!(lease(&with(&[2])), Err("lease: 2 is not valid, 64 bits at most".into()));
+    assert!(lease(&with(&[0x80, 0])).is_err());
+    // 32 and 16 bits are bounds of their own.
+    let joined = |page_size: &[u8], groups: &[u8]| {
+        let bytes = [&[7, 5, 1, 3, 9][..], page_size, groups].concat();
+        decode(&bytes).map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!(joined(&[0xff, 0xff, 0xff, 0xff, 15], &[0xff, 0xff, 3]), Ok(()));
+    let above = "page size: 4294967296 is not valid, 32 bits at most";
+    assert_eq!(joined(&[0x80, 0x80, 0x80, 0x80, 16], &[1]), Err(above.into()));
+    assert_eq!(joined(&[1], &[0x80, 0x80, 4]), Err("groups: 65536 is not valid, 16 bits at most".into()));
+}
+
+/// What no sender says is refused, each for its own reason.
+#[test]
+fn values_out_of_their_range_are_named() {
+    let key = [1, 0, 0, 0, 0, 0, 0, 0, 0];
+    let error = |kind: u8, rest: &[u8]| {
+        let bytes = [&[kind][..], &key, rest].concat();
+        decode(&bytes).unwrap_err().to_string()
+    };
+    assert_eq!(error(13, &[4]), "report: 4 is not valid, 0 to 3");
+    assert_eq!(error(14, &[3]), "outcome: 3 is not valid, 0 to 2");
+    // Produced, no pieces before: of a piece without tokens, of tokens behind the last number, of no checksums, of an unknown end.
+    assert!(error(16, &[0, 1, 5, 0, 0, 1, 0]).starts_with("length of a piece: 0 is not valid"));
+    let last = [0, 1, 0xff, 0xff, 0xff, 0xff, 15, 1, 0, 1, 0];
+    assert!(error(16, &last).starts_with("length of a piece: 1 is not valid"));
+    assert_eq!(error(16, &[0, 0, 2, 0]), "checksums: 0 is not valid, at least 1");
+    assert_eq!(error(16, &[0, 0, 3]), "whether it is the rest: 3 is not valid, 0 to 2");
+    let error = |bytes: &[u8]| decode(bytes).unwrap_err().to_string();
+    assert_eq!(error(&[15, 2, 8]), "kind of link message: 8 is not valid, 0 to 7");
+    assert_eq!(error(&[15, 2, 5, 0]), "READs at a time: 0 is not valid, at least 1");
+    assert_eq!(error(&[0, 3, 0, 0]), "role: 3 is not valid, 0 to 2");
+    // An endpoint like one that is not there, or is too far back.
+    let like = |before: usize, back: u8| {
+        let mut bytes = vec![15, 2, 2, 1, 1, before as u8 + 1, 7, 7, 0];
+        bytes.extend([0; 16]);
+        bytes.extend([0, 1]);
+        (1..before).for_each(|_| bytes.extend([7, 7, 1]));
+        bytes.extend([7, 7, back]);
+        decode(&bytes).map(|_| ()).map_err(|error| error.to_string())
+    };
+    let wrong = |back| {
+        let right = "one that was listed, at most 64 places before";
+        Err(format!("endpoint before: {back} is not valid, {right}"))
+    };
+    assert_eq!((like(3, 3), like(70, 64)), (Ok(()), Ok(())));
+    assert_eq!((like(3, 4), like(70, 65)), (wrong(4), wrong(65)));
+}
+
+/// A sender finds the nearest one that is alike, as far back as a reader looks.
+#[test]
+fn an_address_is_said_once_for_neighbours() {
+    let end = |gid: u8| Endpoint { qpn: 1, psn: 1, gid: [gid; 16], lid: 0, mtu: 1 };
+    let bytes = |ends: Vec<Endpoint>| {
+        let mut bytes = Vec::new();
+        let body = LinkBody::Answer { offer: 1, fence_epoch: 1, endpoints: ends };
+        encode(&Message::Link { peer: InstanceId(2), body: body.clone() }, &mut bytes);
+        assert_eq!(decode(&bytes), Ok(Message::Link { peer: InstanceId(2), body }));
+        bytes.len()
+    };
+    let whole = bytes(vec![end(1)]) - bytes(vec![]);
+    assert_eq!(bytes(vec![end(1); 100]), bytes(vec![end(1)]) + 99 * 3);
+    let apart = |places: u8| {
+        let mut ends: Vec<Endpoint> = (0..places).map(end).collect();
+        ends.push(end(0));
+        bytes(ends.clone()) - bytes(ends[..ends.len() - 1].to_vec())
+    };
+    assert_eq!((apart(1), apart(64), apart(65)), (3, 3, whole));
+}
+
+#[test]
+fn a_long_reason_is_cut_between_characters() {
+    let said = |why: String| {
+        let mut bytes = Vec::new();
+        encode(&Message::Refused { reason: Reason::Refused, why }, &mut bytes);
+        let Ok(Message::Refused { why, .. }) = decode(&bytes) else { panic!() };
+        why
+    };
+    assert_eq!(said("x".repeat(5000)), "x".repeat(4096));
+    assert_eq!(said(format!("x{}", "é".repeat(3000))), format!("x{}", "é".repeat(2047)));
 }
 
 #[test]

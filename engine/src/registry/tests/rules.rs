@@ -1,4 +1,4 @@
-use super::net::{Faults, Net, Toy, key, list};
+use super::net::{Faults, Net, Toy, facts, key, list};
 use crate::id::{InstanceId, NodeId};
 use crate::node::{Input, Node, Outbox, Reason};
 use crate::registry::*;
@@ -90,6 +90,7 @@ fn a_create_for_a_gone_instance_fails_at_once() {
     net.toys[0].create(key(1), prefill, decode);
     net.run(Span::ms(1));
     assert_eq!(outcome(&net, 1), Some(Outcome::Failed(Reason::PeerGone)));
+    assert_eq!(net.registry().stats().creates_refused, 1);
     // Prefill was never told of it, so decode may free without a fence if it asks.
     net.toys[2].client.send(&Message::Abort { key: key(1), reason: Reason::Aborted });
     net.run(Span::ms(1));
@@ -109,6 +110,7 @@ fn a_layout_that_does_not_fit_is_refused_with_both_fingerprints() {
     assert!(why.contains("0x0000000000000def") && why.contains("0x0000000000000abc"), "{why}");
     assert!(net.toys[3].client.deadline() == Time::NEVER);
     assert_eq!(net.registry().instances().count(), 3);
+    assert_eq!(net.registry().stats().refused, 1);
 }
 
 #[test]
@@ -127,6 +129,7 @@ fn silence_longer_than_the_lease_is_the_end_of_an_instance() {
     assert_eq!(net.toys[2].gone, []);
     net.run(Span::s(2));
     assert_eq!((&net.toys[0].gone, &net.toys[2].gone), (&vec![lost], &vec![lost]));
+    assert_eq!(net.registry().stats().expired, 1);
     assert_eq!(outcome(&net, 1), Some(Outcome::Failed(Reason::PeerGone)));
     assert_eq!(net.registry().held().rooms, 0);
     // The zombie is told as soon as it speaks, and comes back as another instance.
@@ -172,7 +175,7 @@ fn a_restarted_node_is_a_new_instance_at_once() {
 fn frames_of_an_earlier_life_do_not_disturb_the_next() {
     let mut net = net();
     let mut late = Outbox::default();
-    let mut ghost = Client::new(Role::Decode, Some(super::net::facts(0xabc)), SessionConfig::default(), 0);
+    let mut ghost = Client::new(Role::Decode, Some(facts(0xabc)), SessionConfig::default(), 0);
     ghost.start(net.now);
     ghost.flush(net.now, &mut late);
     net.wire.take(net.now, NodeId(3), &late);
@@ -230,7 +233,7 @@ fn a_cancel_reaches_both_sides_and_each_ends_on_its_own_word() {
     // Once more: the tombstone answers.
     net.toys[0].client.send(&Message::Cancel { key: key(1), reason: Reason::Deadline });
     net.run(Span::ms(1));
-    assert_eq!(net.toys[0].dones[&key(1)].len(), 2);
+    assert_eq!((net.toys[0].dones[&key(1)].len(), net.registry().stats().late), (2, 1));
 }
 
 #[test]
@@ -256,10 +259,19 @@ fn a_page_list_for_an_unknown_room_is_answered() {
     let abort = Message::Abort { key: key(77), reason: Reason::PeerGone };
     assert!(net.toys[2].events.contains(&ClientEvent::Message(abort)));
     assert_eq!(net.toys[0].dones[&key(78)], [Outcome::Failed(Reason::Aborted)]);
-    // The abort left a tombstone: the room cannot begin any more.
-    create(&mut net, 78);
+    // Decode says that it is done with a room that is not known either.
+    assert_eq!(net.registry().stats().unknown_room, 3);
+    // The abort left a tombstone: the room cannot begin any more, nor a later attempt that was cancelled as early.
+    let again = RoomKey { attempt: 2, ..key(78) };
+    net.toys[0].client.send(&Message::Cancel { key: again, reason: Reason::Aborted });
     net.run(Span::ms(1));
-    assert_eq!(outcome(&net, 78), Some(Outcome::Failed(Reason::Aborted)));
+    let (prefill, decode) = (net.id(1), net.id(2));
+    for key in [key(78), again] {
+        net.toys[0].create(key, prefill, decode);
+    }
+    net.run(Span::ms(1));
+    let ends = [key(78), again].map(|key| net.toys[0].rooms[&key].outcome);
+    assert_eq!(ends, [Some(Outcome::Failed(Reason::Refused)), Some(Outcome::Failed(Reason::Aborted))]);
     assert!(net.toys[1].rooms.is_empty());
 }
 
@@ -273,11 +285,11 @@ fn links_and_facts_go_through_and_say_who_is_gone() {
     net.toys[1].client.send(&Message::Query { instance: InstanceId(99) });
     net.run(Span::ms(1));
     let told = &net.toys[1].events;
-    let facts = Some(Box::new(super::net::facts(0xabc)));
+    let facts = Some(Box::new(facts(0xabc)));
     assert!(told.contains(&ClientEvent::Message(Message::FactsOf { instance: decode, facts })));
     let none = Message::FactsOf { instance: InstanceId(99), facts: None };
     assert!(told.contains(&ClientEvent::Message(none)));
-    assert_eq!(net.toys[1].gone, [InstanceId(99)]);
+    assert_eq!((&net.toys[1].gone[..], net.registry().stats().to_gone), (&[InstanceId(99)][..], 1));
     let ask = Message::Link { peer: prefill, body: LinkBody::Ask { broken: 4 } };
     assert_eq!(net.toys[2].events.last(), Some(&ClientEvent::Message(ask)));
 }
@@ -469,4 +481,56 @@ fn an_instance_that_hears_nothing_is_given_no_more_rooms() {
     assert!(refused.len() > 100 && refused.len() < 190, "{}", refused.len());
     assert!(refused.iter().copied().eq(200 - refused.len() as u64 + 1..=200));
     assert!(net.toys[0].gone.is_empty());
+}
+
+/// Who does not listen while more than the bound is said to him is given up, and told so when he comes back.
+#[test]
+fn a_client_for_whom_too_much_waits_is_given_up() {
+    let limits = RegistryLimits { backlog: 1000, ..RegistryLimits::default() };
+    let mut net = Net::new(&THREE, Faults::NONE, 1);
+    net.registry = Some(Registry::new(1, RegistryConfig { limits, ..RegistryConfig::default() }));
+    net.run(Span::ms(100));
+    let (prefill, decode) = (net.id(1), net.id(2));
+    net.toys[2].paused = true;
+    let mut said = 0;
+    while net.toys[0].gone.is_empty() {
+        said += 1;
+        assert!(said < 200, "it was never given up");
+        net.toys[1].client.send(&Message::Link { peer: decode, body: LinkBody::Ask { broken: said } });
+        net.run(Span::us(100));
+    }
+    // A message takes a dozen bytes.
+    assert!(said > 50, "after {said} messages");
+    assert_eq!((&net.toys[0].gone, net.registry().stats().refused), (&vec![decode], 1));
+    assert_eq!(net.registry().instances().map(|(id, ..)| id).collect::<Vec<_>>(), [net.id(0), prefill]);
+    net.toys[2].paused = false;
+    net.run(Span::s(3));
+    let Some(ClientEvent::Evicted { reason: Reason::LeaseLost, why }) = net.toys[2].events.last() else {
+        panic!("{:?}", net.toys[2].events)
+    };
+    assert!(why.ends_with("bytes wait for this client"), "{why}");
+}
+
+/// Decode is gone and prefill has not said how it ended: the room is no one else's to have.
+#[test]
+fn a_room_whose_decode_is_gone_is_not_created_again_with_another() {
+    let mut net = Net::new(&[THREE[0], THREE[1], THREE[2], THREE[2]], Faults::NONE, 1);
+    net.run(Span::ms(100));
+    net.toys[1].passive = true;
+    net.toys[2].passive = true;
+    create(&mut net, 1);
+    net.run(Span::ms(1));
+    net.toys[1].paused = true;
+    net.toys[2].client.leave(net.now);
+    net.run(Span::ms(100));
+    let (prefill, other) = (net.id(1), net.id(3));
+    net.toys[0].create(key(1), prefill, other);
+    net.run(Span::ms(1));
+    assert_eq!(net.toys[0].dones[&key(1)], [Outcome::Failed(Reason::Refused)]);
+    assert!(net.toys[3].rooms.is_empty());
+    // Another attempt may be made.
+    let again = RoomKey { attempt: 1, ..key(1) };
+    net.toys[0].create(again, prefill, other);
+    net.run(Span::ms(1));
+    assert_eq!(net.toys[3].rooms[&again].assigned, 1);
 }

@@ -46,9 +46,8 @@ impl Initiator {
                     (self.jobs.len() - 1) as JobId
                 });
                 let job = &mut self.jobs[id as usize];
-                // In the memory of one that is over.
-                let (parts, ready) = (std::mem::take(&mut job.parts), std::mem::take(&mut job.ready));
-                *job = JobState { room: index, port, parts, ready, ..JobState::default() };
+                // In the memory of one that is over, whose queues are empty.
+                (job.room, job.port, job.left) = (index, port, 0);
                 room.jobs.push(id);
                 id
             });
@@ -64,7 +63,8 @@ impl Initiator {
         }
     }
 
-    /// A part that was being gathered comes back to its job, or to the queue where the job is gone.
+    /// A part that was being gathered comes back to its job. Without one the link is down, and all that waits is put into queues when it is
+    /// connected anew.
     pub(super) fn put_back(&mut self, index: u32, p: u32) {
         let Some(room) = self.rooms.get(index as usize).and_then(Option::as_ref) else { return };
         let Some(link) = self.links.get(&room.spec.peer) else { return };
@@ -73,7 +73,7 @@ impl Initiator {
         match room.jobs.iter().copied().find(|id| self.jobs[*id as usize].port == port) {
             Some(id) if part.lacks_gather() => self.jobs[id as usize].parts.push_front(p),
             Some(id) => self.jobs[id as usize].ready.push_back(p),
-            None => return self.enqueue(index, p..p + 1),
+            None => return,
         }
         if link.is_up() {
             self.queue_jobs(index);

@@ -443,6 +443,10 @@ impl Initiator {
             let Some(room) = self.rooms.get_mut(index as usize).and_then(Option::as_mut) else { continue };
             // The target fenced before it offered: what failed before that cannot execute any more.
             room.dirty = false;
+            if room.ending {
+                // It waits for copies of this side, and posts nothing more.
+                continue;
+            }
             let seen = offer.live.iter().find(|live| live.key == room.spec.key);
             let mut again = 0;
             for part in &mut room.parts {

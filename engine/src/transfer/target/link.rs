@@ -104,8 +104,8 @@ impl Target {
     /// What the initiator says about the link.
     pub(super) fn heard(&mut self, cx: &mut Cx<'_>, peer: InstanceId, body: LinkBody) {
         let Some(link) = self.links.get(&peer) else {
-            if matches!(body, LinkBody::Ask { .. }) && !self.asked.contains(&peer) {
-                self.asked.push(peer);
+            if matches!(body, LinkBody::Ask { .. }) {
+                self.asked.insert(peer);
             }
             return;
         };
@@ -396,7 +396,7 @@ impl Target {
 
     /// The peer is gone for good: its rooms fail, this end is fenced and destroyed, and everything is released.
     pub(super) fn gone(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
-        self.asked.retain(|other| *other != peer);
+        self.asked.remove(&peer);
         self.starved.retain(|other| *other != peer);
         self.fence(cx, peer);
         for key in self.keys_of(peer) {

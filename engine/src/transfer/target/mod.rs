@@ -36,7 +36,7 @@ use link::Link;
 use room::Room;
 pub use room::{Opening, TargetRoom};
 use stage::Scatter;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// Receives of one port, shared by all of its queue pairs.
@@ -58,7 +58,7 @@ pub struct Target {
     ports: Vec<PortReceives>,
     links: BTreeMap<InstanceId, Link>,
     /// Peers that asked for an offer before their facts were known.
-    asked: Vec<InstanceId>,
+    asked: BTreeSet<InstanceId>,
     /// Peers that wait for an offer until a link gives up its queue pairs.
     starved: Vec<InstanceId>,
     /// Rooms begun and ended.
@@ -128,7 +128,7 @@ impl Target {
             memory,
             ports,
             links: BTreeMap::new(),
-            asked: Vec::new(),
+            asked: BTreeSet::new(),
             starved: Vec::new(),
             uses: 0,
             qps: Map::default(),
@@ -166,8 +166,7 @@ impl Target {
         for index in waiting {
             self.show(cx, index);
         }
-        if self.asked.contains(&peer) {
-            self.asked.retain(|other| *other != peer);
+        if self.asked.remove(&peer) {
             self.offer(cx, peer);
         }
     }

@@ -6,7 +6,7 @@ use sim::fault::FaultKind;
 
 use super::super::Dice;
 use super::us;
-use crate::spec::{FaultSpec, Spec};
+use crate::spec::{Direction, FaultSpec, Spec};
 
 /// Where a fault of a case can strike.
 struct Site {
@@ -61,17 +61,11 @@ const ROWS: &[Row] = &[
     ),
     ("unacknowledged", |dice, at| json!({"node": at.node, "times": dice.within(1, 3)})),
     ("receives-dry", |dice, at| json!({"node": at.node, "for": span(dice)})),
-    ("crash", |dice, at| {
-        let node = at.or_registry(dice);
-        if dice.percent(20) && node != "registry" {
-            return json!({"node": node});
-        }
-        json!({"node": node, "for": span(dice)})
-    }),
+    ("crash", crash),
+    ("crash", crash),
     ("pause", |dice, at| json!({"node": at.or_registry(dice), "for": span(dice)})),
-    ("leave", |dice, at| {
-        if dice.percent(20) { json!({"node": at.node}) } else { json!({"node": at.node, "for": span(dice)}) }
-    }),
+    ("leave", leave),
+    ("leave", leave),
     ("control", |dice, at| channel(dice, at, "loss")),
     ("control", |dice, at| channel(dice, at, "duplicate")),
     ("control", |dice, at| channel(dice, at, "reorder")),
@@ -90,6 +84,18 @@ const ROWS: &[Row] = &[
         json!({"node": at.or_registry(dice), "cpu": cpu, "compute": compute, "call": text(us(dice.pick(&[0, 5, 50]))), "for": span(dice)})
     }),
 ];
+
+fn crash(dice: &mut Dice, at: &Site) -> Value {
+    let node = at.or_registry(dice);
+    if dice.percent(20) && node != "registry" {
+        return json!({"node": node});
+    }
+    json!({"node": node, "for": span(dice)})
+}
+
+fn leave(dice: &mut Dice, at: &Site) -> Value {
+    if dice.percent(20) { json!({"node": at.node}) } else { json!({"node": at.node, "for": span(dice)}) }
+}
 
 /// Frames of the control channel, of one node or of all.
 fn channel(dice: &mut Dice, at: &Site, how: &str) -> Value {
@@ -117,14 +123,17 @@ fn text(span: Picos) -> String {
     span.to_string()
 }
 
-fn site(dice: &mut Dice, spec: &Spec) -> Site {
-    let (prefill, decode) = (spec.cluster.prefill.instances, spec.cluster.decode.instances);
-    let host = dice.below(u64::from(prefill + decode)) as u32;
-    let (node, side) = match host.checked_sub(prefill) {
-        None => (format!("prefill-{host}"), &spec.cluster.prefill),
-        Some(number) => (format!("decode-{number}"), &spec.cluster.decode),
-    };
+/// An instance of one side.
+fn site_of(dice: &mut Dice, spec: &Spec, decode: bool) -> Site {
+    let (name, side) =
+        if decode { ("decode", &spec.cluster.decode) } else { ("prefill", &spec.cluster.prefill) };
+    let node = format!("{name}-{}", dice.below(u64::from(side.instances.max(1))));
     Site { node, port: dice.below(u64::from(spec.ports(side).max(1))) }
+}
+
+fn site(dice: &mut Dice, spec: &Spec) -> Site {
+    let decode = dice.percent(50);
+    site_of(dice, spec, decode)
 }
 
 /// States that faults can wait for; those that rooms pass through fast, and few rooms at all, come more often.
@@ -144,7 +153,25 @@ const STATES: &[&str] = &[
     "failed",
     "failed",
     "failed",
+    "failed",
+    "failed",
 ];
+
+/// A state to wait for, and an instance whose rooms stay in it for a while.
+fn moment(dice: &mut Dice, spec: &Spec) -> (&'static str, Site) {
+    let push = spec.policy.direction == Direction::Push;
+    match dice.pick(STATES) {
+        // Only the target of a push keeps a room that has succeeded, until all is known to have come.
+        "success" if push => ("success", site_of(dice, spec, true)),
+        "success" => ("failed", site_of(dice, spec, true)),
+        // Initiators are done with a room that failed as soon as their requests are flushed.
+        "failed" => {
+            let initiator = dice.percent(45);
+            ("failed", site_of(dice, spec, push != initiator))
+        }
+        state => (state, site(dice, spec)),
+    }
+}
 
 /// Where and when some faults strike together.
 struct Volley {
@@ -160,12 +187,13 @@ impl Volley {
     fn draw(dice: &mut Dice, spec: &Spec, before: u64) -> Self {
         let arrivals: Vec<u64> = spec.workload.requests.iter().map(|request| request.at.0).collect();
         let last = arrivals.last().copied().unwrap_or(0);
-        let site = site(dice, spec);
         if dice.percent(70) {
-            let node = if dice.percent(85) { site.node.clone() } else { self::site(dice, spec).node };
-            let when = json!({"node": node, "room": dice.pick(STATES)});
+            let (state, at) = moment(dice, spec);
+            let when = json!({"node": at.node, "room": state});
+            let site = if dice.percent(85) { at } else { site(dice, spec) };
             return Volley { site, at: dice.below(last + us(1000).0), when: Some(when) };
         }
+        let site = site(dice, spec);
         let soon = dice.pick(&[us(200), us(1000), us(5000)]).0;
         let at = match dice.below(100) {
             0..50 if !arrivals.is_empty() => dice.pick(&arrivals) + dice.below(soon),
@@ -175,8 +203,8 @@ impl Volley {
         Volley { site, at, when: None }
     }
 
-    fn fault(&self, dice: &mut Dice) -> Value {
-        let (key, make) = dice.pick(ROWS);
+    fn fault(&self, dice: &mut Dice, rows: &[Row]) -> Value {
+        let (key, make) = dice.pick(rows);
         let mut fault = json!({"at": text(Picos(self.at)), key: make(dice, &self.site)});
         if let Some(when) = &self.when {
             fault["when"] = when.clone();
@@ -203,18 +231,18 @@ fn squall(dice: &mut Dice, fault: &mut Value) {
 
 /// Faults in volleys: what strikes while a room fails is what strikes hardest. In a storm there are many.
 pub(super) fn faults(dice: &mut Dice, spec: &Spec, storm: bool) -> Vec<FaultSpec> {
+    let (ending, staying): (Vec<Row>, Vec<Row>) =
+        ROWS.iter().partition(|(key, _)| ["crash", "leave"].contains(key));
     let (mut at, mut all) = (0, Vec::new());
     let volleys = if storm { dice.within(30, 70) } else { dice.within(1, 10) };
     for _ in 0..volleys {
         let volley = Volley::draw(dice, spec, at);
         at = volley.at;
         let size = if storm { dice.within(8, 18) } else { dice.pick(&[1, 1, 2, 4, 8]) };
-        for _ in 0..size {
-            let mut fault = volley.fault(dice);
-            let ends_rooms = fault.get("crash").is_some() || fault.get("leave").is_some();
-            if storm && ends_rooms && dice.percent(40) {
-                fault = volley.fault(dice);
-            }
+        // What takes an instance away comes last in a storm: the others would meet nothing.
+        let (last, rows) = (storm && dice.percent(90), if storm { &staying[..] } else { ROWS });
+        for number in 0..size {
+            let mut fault = volley.fault(dice, if last && number + 1 == size { &ending } else { rows });
             if storm {
                 squall(dice, &mut fault);
             }
@@ -243,7 +271,7 @@ mod tests {
         for seed in 0..100 {
             let mut dice = Dice::new(seed);
             let volley = Volley::draw(&mut dice, &spec, 0);
-            let mut fault = volley.fault(&mut dice);
+            let mut fault = volley.fault(&mut dice, ROWS);
             valid(&spec, fault.clone());
             squall(&mut dice, &mut fault);
             valid(&spec, fault);

@@ -9,7 +9,7 @@ use crate::workload::BLOCK_TOKENS;
 
 /// Requests in bursts and trickles, most of them short; some share prefixes.
 pub(super) fn requests(dice: &mut Dice) -> Vec<RequestSpec> {
-    let count = dice.within(130, 330);
+    let count = dice.within(150, 400);
     let gap = dice.pick(&[us(50), us(400), us(2000)]).0;
     let longest = dice.pick(&[150, 300, 900]);
     let shares = dice.percent(50);
