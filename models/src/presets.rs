@@ -155,6 +155,16 @@ mod tests {
     }
 
     #[test]
+    fn distances_count_single_changes() {
+        let of = |a: &str, b| distance(&a.chars().collect::<Vec<_>>(), b);
+        assert_eq!([of("", ""), of("abc", ""), of("", "abc"), of("abc", "abc")], [0, 3, 3, 0]);
+        assert_eq!(
+            [of("kitten", "sitting"), of("flaw", "lawn"), of("ab", "ba"), of("a", "xyz")],
+            [3, 2, 2, 3]
+        );
+    }
+
+    #[test]
     fn tiny_models_are_tiny() {
         for model in all().iter().filter(|m| m.name.starts_with("tiny")) {
             let bytes = model.bytes_per_token(DType::Bf16).unwrap();

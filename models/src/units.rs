@@ -399,6 +399,17 @@ mod tests {
     }
 
     #[test]
+    fn the_shortest_whole_number_is_printed() {
+        let sizes = [0, 1, 999, 1000, 1024, 1500, 65_536, 3 << 30, 25 * G];
+        let sizes = sizes.map(|bytes| ByteSize(bytes).to_string());
+        assert_eq!(sizes, ["0B", "1B", "999B", "1kB", "1KiB", "1500B", "64KiB", "3GiB", "25GB"]);
+        assert_eq!([60 * T, 90 * T, 1_500 * M].map(|t| Picos(t).to_string()), ["1min", "90s", "1500us"]);
+        let rates = [400 * G, 12_500 * M, 8].map(|bits| Bandwidth(bits).to_string());
+        assert_eq!(rates, ["50GB/s", "12500Mb/s", "1B/s"]);
+        assert_eq!(Bandwidth(12).bytes_per_sec(), 1.5);
+    }
+
+    #[test]
     fn wire_time_rounds_up() {
         let link = Bandwidth::from_gbit_per_sec(400);
         assert_eq!(link.time_of(4096), Some(Picos(81_920)));

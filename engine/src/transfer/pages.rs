@@ -292,6 +292,33 @@ mod tests {
         assert_eq!(pool.free(), 0);
     }
 
+    #[test]
+    fn what_was_never_given_out_is_refused() {
+        let mut pool = PagePool::new(130, false);
+        let mut table = PageTable::default();
+        assert!(pool.take(129, &mut table));
+        assert_eq!(table.runs(), [PageRun { first: Page(1), count: 129 }]);
+        assert!(!pool.take(1, &mut table));
+        let mut give = |first, count| pool.give(PageRun { first: Page(first), count });
+        // Padding, beyond the end, beyond all numbers; then the last page alone, and it with the one before.
+        assert_eq!([give(0, 2), give(129, 2), give(2, u32::MAX), give(129, 1)], [2, 2, u32::MAX, 0]);
+        assert_eq!([give(128, 2), give(128, 1), give(1, 127)], [1, 0, 0]);
+        assert_eq!((pool.free(), pool.used()), (129, 0));
+    }
+
+    #[test]
+    fn scattered_pages_have_no_neighbours_in_a_row() {
+        for pages in 2..300 {
+            let mut pool = PagePool::new(pages, true);
+            let mut table = PageTable::default();
+            assert!(pool.take(pages - 1, &mut table));
+            let mut all: Vec<u32> = table.runs().iter().map(|run| run.first.0).collect();
+            assert!(pages < 5 || all.len() as u32 == pages - 1, "{all:?}");
+            all.sort_unstable();
+            assert!(pages < 5 || all.into_iter().eq(1..pages));
+        }
+    }
+
     proptest! {
         #[test]
         fn every_page_has_one_owner(pages in 2u32..200, scatter: bool, steps in proptest::collection::vec((any::<bool>(), 0u32..40), 1..60)) {
@@ -320,6 +347,48 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(pool.used() as usize, seen.iter().filter(|s| **s).count());
+            }
+        }
+
+        /// What is given out is the lowest run that is long enough, or else the lowest free pages.
+        #[test]
+        fn the_lowest_run_that_fits_is_given_out(
+            pages in 0u32..400,
+            steps in proptest::collection::vec((0u32..5, 0u32..150), 1..80),
+        ) {
+            let mut pool = PagePool::new(pages, false);
+            prop_assert_eq!((pool.capacity(), pool.used()), (pages.saturating_sub(1), 0));
+            let mut free = vec![true; pages as usize];
+            free.iter_mut().take(1).for_each(|padding| *padding = false);
+            let mut held: Vec<PageTable> = Vec::new();
+            for (what, n) in steps {
+                if what > 1 {
+                    let n = if what > 2 { n % 20 } else { n };
+                    let mut table = PageTable::default();
+                    if pool.take(n, &mut table) {
+                        let all = || (0..pages).filter(|page| free[*page as usize]);
+                        let whole = |first: &u32| {
+                            free.get(*first as usize..(first + n) as usize).is_some_and(|run| run.iter().all(|free| *free))
+                        };
+                        let want: Vec<u32> = match all().find(whole) {
+                            Some(first) => (first..first + n).collect(),
+                            None => all().take(n as usize).collect(),
+                        };
+                        let got: Vec<u32> =
+                            table.runs().iter().flat_map(|run| run.first.0..run.first.0 + run.count).collect();
+                        prop_assert_eq!(&got, &want);
+                        got.iter().for_each(|page| free[*page as usize] = false);
+                        held.push(table);
+                    }
+                } else if !held.is_empty() {
+                    let mut table = held.remove(n as usize % held.len());
+                    for run in table.runs() {
+                        (run.first.0..run.first.0 + run.count).for_each(|page| free[page as usize] = true);
+                    }
+                    prop_assert_eq!(pool.give_all(&mut table), 0);
+                    prop_assert!(table.is_empty());
+                }
+                prop_assert_eq!(pool.free() as usize, free.iter().filter(|free| **free).count());
             }
         }
 

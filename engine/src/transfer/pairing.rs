@@ -588,4 +588,35 @@ pub(super) mod tests {
         short.ranks[2].pitches.clear();
         assert_eq!(new(&short), Err(PairingError::Facts { what: "pool list", got: 0, want: 1 }));
     }
+
+    #[test]
+    fn memory_beyond_64_bit_addresses_is_refused() {
+        let model = presets::lookup("tiny-gqa").unwrap();
+        let mut good = facts(&model, Parallel::tp(4), 16, false);
+        (good.pages, good.slots, good.stage_slots, good.stage_bytes) = (100, 10, 4, 1000);
+        let new = |change: &dyn Fn(&mut Facts)| {
+            let mut facts = good.clone();
+            change(&mut facts);
+            let replica = ReplicaChoice::ByDestination;
+            match Pairing::new(&model, DType::Bf16, &good, &facts, replica, 1, &Reach::Any) {
+                Ok(_) => "",
+                Err(PairingError::Address { what }) => what,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        // The last address that all of it fits behind, and the next one.
+        let aux = u64::MAX - 10 * super::super::wire::SLOT_BYTES - 4 * super::super::stage::CELL_BYTES;
+        let stage = u64::MAX - 4000;
+        let pitch = good.ranks[3].pitches[0];
+        let kv = u64::MAX - 2 * u64::from(model.layers) * pitch;
+        assert_eq!(new(&|f| f.ranks[3].aux.addr = aux), "");
+        assert_eq!(new(&|f| f.ranks[3].aux.addr = aux + 1), "aux slots");
+        assert_eq!(new(&|f| f.ranks[3].stage.addr = stage), "");
+        assert_eq!(new(&|f| f.ranks[3].stage.addr = stage + 1), "staging slots");
+        assert_eq!(new(&|f| f.ranks[3].pools[0].addr = kv), "");
+        assert_eq!(new(&|f| f.ranks[3].pools[0].addr = kv + 1), "KV pools");
+        // More pages than a buffer has room for.
+        assert_eq!(new(&|f| f.pages = 101), "KV pools");
+        assert_eq!(new(&|f| f.ranks[3].pitches[0] = pitch - 1), "KV pools");
+    }
 }

@@ -42,3 +42,25 @@ impl<V: std::fmt::Debug> std::fmt::Debug for Tombstones<V> {
         f.debug_map().entries(keys.into_iter().map(|key| (key, self.rooms.get(key)))).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Room;
+
+    #[test]
+    fn rooms_are_remembered_for_as_long_as_asked() {
+        let key = |room| RoomKey { room: Room(room), attempt: 1 };
+        let mut tombstones = Tombstones::new(Span(100));
+        tombstones.add(Time(50), key(2), "delivered");
+        tombstones.add(Time(60), key(1), "failed");
+        // What is remembered is told apart, in the order of the rooms.
+        let told = format!("{tombstones:?}");
+        assert!(told.find("failed") < told.find("delivered") && told.contains("failed"), "{told}");
+        tombstones.add(Time(150), key(3), "failed");
+        assert_eq!(tombstones.get(&key(2)), Some(&"delivered"));
+        tombstones.add(Time(151), key(4), "failed");
+        let known = [2, 1, 3, 4].map(|room| tombstones.get(&key(room)).is_some());
+        assert_eq!(known, [false, true, true, true]);
+    }
+}

@@ -149,6 +149,7 @@ mod tests {
             let seal = Seal { key, parts: part, sum };
             let mut bytes = seal.to_bytes();
             prop_assert_eq!(Seal::from_bytes(&bytes, key), Some(seal));
+            prop_assert_eq!(Seal::key_in(&bytes), key);
             prop_assert_eq!(Seal::from_bytes(&bytes, RoomKey { attempt: attempt ^ 1, ..key }), None);
             bytes[flip / 8] ^= 1 << (flip % 8);
             prop_assert_eq!(Seal::from_bytes(&bytes, key), None);

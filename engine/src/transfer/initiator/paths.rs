@@ -264,3 +264,82 @@ impl Initiator {
         Piece { room: room.spec.key.room.0, rank, nth, bytes }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::pairing::tests::{facts, pairing};
+    use super::*;
+    use crate::fabric::LinkLayer;
+    use crate::policy::LeastInflight;
+    use models::{Parallel, presets};
+    use std::sync::Arc;
+
+    /// Three rails between two ports on either side: the first and the third share a path.
+    fn link() -> Link {
+        let model = presets::lookup("tiny-gqa").unwrap();
+        let mut side = facts(&model, Parallel::tp(1), 16, false);
+        side.ranks[0].aux.rkeys = vec![1; 2];
+        let pairing = pairing(&model, &side, &side, 3);
+        Link::new(Arc::new(side), Arc::new(pairing))
+    }
+
+    fn port(id: u32, bits_per_s: u64, numa: Option<u8>) -> Port {
+        Port {
+            id: PortId(id),
+            name: String::new(),
+            link_layer: LinkLayer::Ethernet,
+            bits_per_s,
+            mtu: 4096,
+            numa,
+            pcie: String::new(),
+            gids: Vec::new(),
+            lid: 0,
+            up: true,
+        }
+    }
+
+    /// Chooses always the same, and keeps what it was shown.
+    struct Fixed(usize, Vec<(u64, u64, bool)>);
+
+    impl Rails for Fixed {
+        fn choose(&mut self, _now: Time, _piece: &Piece, rails: &[Rail]) -> usize {
+            self.1 = rails.iter().map(|rail| (rail.backlog, rail.rate, rail.far)).collect();
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_policy_sees_the_rails_that_are_there() {
+        let mut link = link();
+        assert_eq!(link.path_of, [0, 1, 0]);
+        let idle = format!("{link:?}");
+        // There is no queue pair 9.
+        for (wire, bytes) in [(0, 5), (1, 7), (2, 10), (9, 1)] {
+            link.add_backlog(wire, bytes);
+        }
+        assert_ne!(format!("{link:?}"), idle);
+        let least = RailPolicy::LeastInflight(LeastInflight::default());
+        let choose = |link: &Link, numa: [Option<u8>; 2], rank: u16, policy: &RailPolicy, nth: usize| {
+            let ports = [port(0, 800, numa[0]), port(1, 8000, numa[1])];
+            let mut rails = Fixed(nth, Vec::new());
+            let piece = Piece { room: 1, rank: Rank(rank), nth: 0, bytes: 100 };
+            let ways = Ways { link, base: 0, ranks: 2, ports: &ports };
+            (ways.choose(Time::ZERO, &mut rails, policy, &piece), rails.1)
+        };
+        let apart = [Some(0), Some(1)];
+        let seen = |far: [bool; 2]| vec![(15, 100, far[0]), (7, 1000, far[1]), (15, 100, far[0])];
+        // The first rank's own port is the first one, the second's the second.
+        assert_eq!(choose(&link, apart, 0, &least, 1), (1, seen([false, true])));
+        assert_eq!(choose(&link, apart, 1, &least, 2), (2, seen([true, false])));
+        // What is not known is not far.
+        assert_eq!(choose(&link, [Some(0), None], 0, &least, 0), (0, seen([false, false])));
+        assert_eq!(choose(&link, [None, Some(1)], 0, &least, 0), (0, seen([false, false])));
+        assert_eq!(choose(&link, [Some(1), Some(1)], 0, &least, 0), (0, seen([false, false])));
+        // For who does not measure nothing is counted.
+        assert_eq!(choose(&link, apart, 0, &RailPolicy::Hash, 1), (1, vec![(0, 0, false); 3]));
+        // One is left out; a choice that is not there is the first.
+        link.usable = Usable::without(&link.pairing, &Usable::default(), |wire, _| wire == 0);
+        assert_eq!(choose(&link, apart, 0, &least, 1), (2, seen([false, true])[1..].to_vec()));
+        assert_eq!(choose(&link, apart, 0, &least, 2).0, 1);
+    }
+}

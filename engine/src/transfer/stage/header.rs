@@ -94,6 +94,24 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn no_bit_of_a_header_can_change_unseen() {
+        let header = Header {
+            key: RoomKey { room: Room(0x0123_4567_89ab_cdef), attempt: 2 },
+            generation: 7,
+            part: 5,
+            sequence: 3,
+            tell: true,
+            tokens: 64..129,
+            layers: 0..61,
+        };
+        for bit in 0..8 * HEADER_BYTES as usize {
+            let mut bytes = header.to_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Header::from_bytes(&bytes), None, "bit {bit}");
+        }
+    }
+
     proptest! {
         #[test]
         fn headers_come_back_and_nothing_else_is_one(
