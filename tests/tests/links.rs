@@ -94,9 +94,41 @@ fn who_has_nothing_to_move_makes_way_first() {
     }
 }
 
+/// Of two links that have nothing to move, the one whose last room ended first gives way, whichever end the cap is at.
+#[test]
+fn who_was_used_longest_ago_makes_way() {
+    for (pull, initiator) in [(false, false), (false, true), (true, false), (true, true)] {
+        let prefill = pull != initiator;
+        let build = if prefill { Kit::cluster(1, 3) } else { Kit::cluster(3, 1) };
+        let build = build.prefill(|i| i.pages(300)).decode(|i| i.pages(300)).network(0.1, Span::us(1));
+        let cap = |i: sim::kit::Side| i.transfer(|t| t.max_queue_pairs = 2);
+        let build = if prefill { build.prefill(cap) } else { build.decode(cap) };
+        let mut t = if pull { build.pull() } else { build }.build();
+        // Dealt out in turns: the first one ends last.
+        let long = t.request(3000, 2);
+        assert!(t.run_until(|t| t.saw(long, |step| *step == Step::TransferStart)));
+        let short = t.request(20, 2);
+        assert!(t.run_until(|t| t.ending(short).is_some()));
+        assert!(t.ending(long).is_none() && t.run());
+        let next = t.request(20, 2);
+        assert!(t.run());
+        t.assert_finished(next);
+        let peer = |n| if prefill { t.decode(n) } else { t.prefill(n) };
+        let all: Vec<u64> = (0..3).map(|n| held(&t, peer(n))).collect();
+        assert_eq!(all, [1, 0, 1], "pull: {pull}, at the initiator: {initiator}");
+        t.assert_clean();
+    }
+}
+
 /// The side that is written to, or read from, has queue pairs for one link, and both of its peers have work for long: each in turn.
 #[test]
 fn a_busy_link_is_asked_to_make_way() {
+    let alone = |pull: bool| {
+        let mut t = if pull { Kit::pair().pull() } else { Kit::pair() }.build();
+        t.request(100, 2);
+        assert!(t.run());
+        t.counted().bytes
+    };
     for pull in [false, true] {
         let build =
             Kit::cluster(if pull { 1 } else { 2 }, if pull { 2 } else { 1 }).network(0.05, Span::us(1));
@@ -118,6 +150,8 @@ fn a_busy_link_is_asked_to_make_way() {
         let first_of = |peer: usize| order.iter().position(|n| n % 2 == peer).unwrap();
         assert!(first_of(0) < last_of(1) && first_of(1) < last_of(0), "pull: {pull}, {order:?}");
         assert!(t.run());
+        // They made way between two parts: nothing was moved twice.
+        assert_eq!(t.counted().bytes, all.len() as u64 * alone(pull), "pull: {pull}");
         t.assert_clean();
     }
 }

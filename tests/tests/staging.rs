@@ -104,6 +104,20 @@ fn what_no_slot_can_hold_goes_directly() {
     }
 }
 
+/// A staged part's header, bulk, aux row and seal go out at once: a send queue that cannot hold them has everything go directly.
+#[test]
+fn a_send_queue_too_short_for_a_staged_part_has_none() {
+    for (depth, some) in [(3, false), (4, true)] {
+        let mut t = gqa().prefill(|i| i.tp(8)).decode(|i| i.tp(2)).transfer(staged(1 << 16, 64, 2));
+        t = t.transfer(|t| t.send_depth = depth);
+        let mut t = t.bytes().build();
+        t.request(100, 3);
+        assert!(t.run());
+        assert_eq!(t.world().counters().staged_parts > 0, some, "{depth}");
+        t.assert_fault_free();
+    }
+}
+
 /// Where a room's slots are enough, no message is needed for them; where they are not, parts wait for it, and for nothing else.
 #[test]
 fn slots_are_used_again_when_decode_says_so() {

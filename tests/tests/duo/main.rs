@@ -4,6 +4,7 @@
 //! the rules that are about the two ends of a link as well, and loses other things without them: what it reads from pages that are not the
 //! room's any more.
 
+mod ends;
 mod pull;
 mod push;
 mod rig;

@@ -232,21 +232,25 @@ impl Initiator {
         }
     }
 
+    /// A link, one of whose rooms begins or ends now.
+    fn use_link(&mut self, peer: InstanceId) -> Option<&mut Link> {
+        self.uses += 1;
+        let link = self.links.get_mut(&peer)?;
+        link.used = self.uses;
+        Some(link)
+    }
+
     /// A room of a link begins.
     pub(super) fn begin(&mut self, peer: InstanceId, room: u32) {
-        self.uses += 1;
-        if let Some(link) = self.links.get_mut(&peer) {
+        if let Some(link) = self.use_link(peer) {
             link.rooms.push(room);
-            link.used = self.uses;
         }
     }
 
     /// A room of a link has ended. Links that wait for queue pairs may have this one's.
     pub(super) fn leave(&mut self, cx: &mut Cx<'_>, peer: InstanceId, room: u32) {
-        self.uses += 1;
-        if let Some(link) = self.links.get_mut(&peer) {
+        if let Some(link) = self.use_link(peer) {
             link.rooms.retain(|other| *other != room);
-            link.used = self.uses;
         }
         self.feed(cx);
     }
@@ -402,10 +406,7 @@ impl Initiator {
     /// Answers the pending offer once every completion is in.
     fn answer(&mut self, cx: &mut Cx<'_>, peer: InstanceId) {
         let Some(link) = self.links.get_mut(&peer) else { return };
-        if link.outstanding > 0 {
-            return;
-        }
-        if link.pending.is_none() {
+        if link.outstanding > 0 || link.pending.is_none() {
             return;
         }
         let Some(fits) = self.make_room(cx, peer) else {

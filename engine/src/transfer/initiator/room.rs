@@ -249,13 +249,13 @@ impl Initiator {
                     stage,
                 });
             }
-            Some(remote) if list.offset == remote.table.len() && list.offset > 0 => {
+            Some(remote) if list.offset == remote.table.len() => {
                 for run in &list.pages {
                     remote.table.push(*run);
                 }
             }
             // The same fragment again.
-            Some(remote) if list.offset < remote.table.len() || list.total == 0 => return,
+            Some(remote) if list.offset < remote.table.len() => return,
             _ => {
                 self.fail(cx, list.key, Reason::Refused, true);
                 return;

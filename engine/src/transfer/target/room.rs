@@ -148,14 +148,20 @@ impl Target {
                 (self.rooms.len() - 1) as u32
             }
         };
-        self.uses += 1;
-        if let Some(link) = self.links.get_mut(&peer) {
+        if let Some(link) = self.use_link(peer) {
             link.rooms.push(index);
-            link.used = self.uses;
         }
         self.rooms[index as usize] = Some(room);
         self.by_key.insert(key, index);
         index
+    }
+
+    /// A link, one of whose rooms begins or ends now.
+    fn use_link(&mut self, peer: InstanceId) -> Option<&mut super::Link> {
+        self.uses += 1;
+        let link = self.links.get_mut(&peer)?;
+        link.used = self.uses;
+        Some(link)
     }
 
     /// Says which pages a room has on this side.
@@ -308,10 +314,8 @@ impl Target {
             *owner = None;
             self.free_slots.push_back(room.slot);
         }
-        self.uses += 1;
-        if let Some(link) = self.links.get_mut(&room.spec.peer) {
+        if let Some(link) = self.use_link(room.spec.peer) {
             link.rooms.retain(|other| *other != index);
-            link.used = self.uses;
         }
         self.timers.cancel(key);
         self.by_key.remove(&key);

@@ -9,7 +9,7 @@ use crate::workload::BLOCK_TOKENS;
 
 /// Requests in bursts and trickles, most of them short; some share prefixes.
 pub(super) fn requests(dice: &mut Dice) -> Vec<RequestSpec> {
-    let count = dice.within(150, 400);
+    let count = dice.within(180, 450);
     let gap = dice.pick(&[us(50), us(400), us(2000)]).0;
     let longest = dice.pick(&[150, 300, 900]);
     let shares = dice.percent(50);
@@ -39,6 +39,9 @@ pub(super) fn requests(dice: &mut Dice) -> Vec<RequestSpec> {
 const HEAVY: u64 = 40_000;
 /// Work requests that cost as much as one of those where many complete together.
 const TOGETHER: u64 = 6;
+
+/// Requests that a case keeps, however dear they are: it is the faults among many that find something.
+const LEAST: usize = 140;
 
 /// Work requests of a prompt token, at worst.
 fn per_token(spec: &Spec) -> u64 {
@@ -70,7 +73,7 @@ pub(super) fn lighten(spec: &mut Spec) {
     let requests = &mut spec.workload.requests;
     let tokens = |requests: &[RequestSpec]| requests.iter().map(|r| u64::from(r.prompt)).sum::<u64>();
     while tokens(requests) > most {
-        if requests.len() > 80 {
+        if requests.len() > LEAST {
             requests.pop();
         } else if requests.iter().any(|request| request.prompt > 1) {
             requests.iter_mut().for_each(|request| request.prompt = request.prompt.div_ceil(2));
