@@ -16,7 +16,7 @@ use crate::spec::{Direction, Spec};
 pub struct Lookout {
     /// Hold it to the laws of runs without faults as well.
     pub fault_free: bool,
-    /// Events after the last arrival, after which a run counts as going round in circles.
+    /// Events after an arrival without another one, after which a run counts as going round in circles.
     pub most_events: u64,
     /// End at the first broken law that shows before everything has come to rest.
     pub first: bool,
@@ -152,7 +152,7 @@ impl Look {
         let events = world.events() - self.events_then;
         let since = self.last_arrival.max(world.faults_until());
         if world.events() - self.instant.1 > MOST_AT_ONCE
-            || all_arrived && events > self.lookout.most_events
+            || events > self.lookout.most_events
             || all_arrived && world.now() > since + self.bound
         {
             self.stuck = Some(Broken::new(

@@ -30,7 +30,7 @@ impl Trial {
     }
 }
 
-/// Events after the last arrival, after which a case goes round in circles.
+/// Events after an arrival without another one, after which a case goes round in circles.
 const MOST_EVENTS: u64 = 3_000_000;
 
 thread_local! {
