@@ -203,12 +203,6 @@ impl Assignment {
     pub fn duties(&self, src_rank: u32) -> &[(u32, u32)] {
         self.duties.get(src_rank as usize).map_or(&[], Vec::as_slice)
     }
-
-    /// Source ranks that send anything: how many must seal over the whole destination group.
-    #[must_use]
-    pub fn active_sources(&self) -> usize {
-        self.duties.iter().filter(|d| !d.is_empty()).count()
-    }
 }
 
 impl Relation {

@@ -353,6 +353,17 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_is_eight_bits_in_every_unit() {
+        for unit in ["k", "M", "G", "T"] {
+            let of = |rest: &str| bits(&format!("3{unit}{rest}")).expect(unit);
+            assert_eq!(of("B/s"), 8 * of("b/s"), "{unit}B/s");
+        }
+        for (unit, scale) in [("KiB/s", 1 << 10), ("MiB/s", 1 << 20), ("GiB/s", 1 << 30)] {
+            assert_eq!(bits(&format!("3{unit}")), Ok(3 * 8 * scale), "{unit}");
+        }
+    }
+
+    #[test]
     fn bits_and_bytes_are_apart() {
         assert_eq!(bits("400Gb/s"), Ok(400 * G));
         assert_eq!(bits("25GB/s"), bits("200 Gb/s"));

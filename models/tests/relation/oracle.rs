@@ -282,7 +282,6 @@ pub(crate) fn check(case: &Case) -> Relation {
     assert!(to == wanted, "destination memory differs from the oracle");
     let every: u64 = (0..relation.dst_ranks()).map(|r| relation.bytes(r, case.tokens)).sum();
     assert_eq!(relation.total_bytes(case.tokens), u128::from(every));
-    assert!(chosen.active_sources() <= relation.src_ranks() as usize);
     relation
 }
 
