@@ -171,11 +171,13 @@ impl Look {
     pub(super) fn settle(mut self, world: &mut World, run: &mut Collector) -> Findings {
         // Nothing is meant to happen after that: faults are over.
         let late = world.now() + self.linger;
-        while self.stuck.is_none() && world.next_time().is_some_and(|at| at <= late.max(world.faults_until()))
-        {
+        let end = |world: &World| late.max(world.faults_until());
+        while self.stuck.is_none() && world.next_time().is_some_and(|at| at <= end(world)) {
             world.step();
             self.after(world, run);
-            self.is_over(world, true);
+            if self.is_over(world, true) {
+                break;
+            }
         }
         // What was late may have begun something.
         let mut n = 0u32;
@@ -185,7 +187,9 @@ impl Look {
                 break;
             }
             self.after(world, run);
-            self.is_over(world, true);
+            if self.is_over(world, true) {
+                break;
+            }
         }
         let mut broken: Vec<Broken> = self.stuck.into_iter().collect();
         let cut_short = self.lookout.first && !self.watcher.broken().is_empty();
