@@ -35,7 +35,7 @@ fn spoilt(checksums: bool) -> Option<Outcome> {
         on_huge_pages(prefill).into_iter().filter(|place| place.end - place.start == SLOTS).collect();
     assert_eq!(slots.len(), 2, "one for each rank: {:x?}", on_huge_pages(prefill));
     // An odd number of times for what stays in a slot, at moments between gathering and sending for some.
-    for _ in 0..9 {
+    for _ in 0..21 {
         sleep(Span::ms(150));
         slots.iter().for_each(|place| invert(prefill, place));
     }
