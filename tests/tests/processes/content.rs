@@ -35,8 +35,8 @@ fn spoilt(checksums: bool) -> Option<Outcome> {
         on_huge_pages(prefill).into_iter().filter(|place| place.end - place.start == SLOTS).collect();
     assert_eq!(slots.len(), 2, "one for each rank: {:x?}", on_huge_pages(prefill));
     // An odd number of times for what stays in a slot, at moments between gathering and sending for some.
-    for _ in 0..21 {
-        sleep(Span::ms(150));
+    for _ in 0..81 {
+        sleep(Span::ms(40));
         slots.iter().for_each(|place| invert(prefill, place));
     }
     slow.rate("1gbit");
