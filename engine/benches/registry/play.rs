@@ -188,8 +188,7 @@ fn processor_of(clock: rustix::time::ClockId) -> f64 {
 fn serve(link: Link, shared: &Shared<'_>) -> f64 {
     let node = Registry::new(EPOCH, RegistryConfig { session: SESSION, ..RegistryConfig::default() });
     // As `kvrail registry` runs it.
-    let frames = std::env::var("FRAMES").map_or(2048, |t| t.parse().unwrap());
-    let config = DriverConfig { spin: Span(0), frames, ..DriverConfig::default() };
+    let config = DriverConfig { spin: Span(0), ..DriverConfig::default() };
     let mut server = Driver::new(node, Absent, link, config).expect("a driver");
     server.start().expect("it starts");
     let mut before = None;
