@@ -62,8 +62,8 @@ impl Run {
 struct Shared<'a> {
     script: &'a Script,
     server: Server,
-    /// Whether latencies are taken.
-    timed: bool,
+    /// Latencies are taken of what leaves from then on.
+    timed_from: Option<Span>,
     start: AtomicU64,
     /// Clients that are in.
     joined: AtomicU64,
@@ -78,6 +78,11 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
+    /// When what left so long after the start is there, if that counts.
+    fn latency(&self, due: Span) -> Option<u64> {
+        let counts = self.timed_from.is_some_and(|from| from <= due);
+        counts.then(|| driver::now().since(self.start() + due).0)
+    }
     fn start(&self) -> Time {
         Time(self.start.load(Acquire))
     }
@@ -111,12 +116,12 @@ fn named<'scope, T: Send + 'scope>(
     thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, work).expect("a thread")
 }
 
-/// One run.
-pub(crate) fn play(script: &Script, server: Server, timed: bool) -> Run {
+/// One run over `address`, which may be a wildcard.
+pub(crate) fn play(script: &Script, server: Server, address: &str, timed_from: Option<Span>) -> Run {
     let shared = Shared {
         script,
         server,
-        timed,
+        timed_from,
         start: AtomicU64::new(Time::NEVER.0),
         joined: AtomicU64::new(0),
         ready: AtomicU64::new(0),
@@ -131,12 +136,12 @@ pub(crate) fn play(script: &Script, server: Server, timed: bool) -> Run {
         let _stop = Stop(&shared.stop);
         let (address, work) = match server {
             Server::Registry => {
-                let link = Link::bind(&context, &LinkConfig::default(), "tcp://127.0.0.1:*").expect("a port");
+                let link = Link::bind(&context, &LinkConfig::default(), address).expect("an address");
                 let address = link.address().expect("bound");
                 (address, named(scope, "server", || serve(link, shared)))
             }
             Server::Echo => {
-                let socket = router(&context);
+                let socket = router(&context, address);
                 let address = socket.get_last_endpoint().expect("bound").expect("text");
                 (address, named(scope, "server", move || echo(&socket, shared)))
             }
@@ -202,11 +207,11 @@ fn serve(link: Link, shared: &Shared<'_>) -> f64 {
     processor_s() - before.unwrap_or_default()
 }
 
-fn router(context: &Context) -> Socket {
+fn router(context: &Context, address: &str) -> Socket {
     let socket = context.socket(zmq::ROUTER).expect("a socket");
     socket.set_sndhwm(8192).expect("an option");
     socket.set_rcvhwm(8192).expect("an option");
-    socket.bind("tcp://127.0.0.1:*").expect("a port");
+    socket.bind(address).expect("an address");
     socket
 }
 
@@ -313,7 +318,7 @@ fn join(mine: &[Player], shared: &Shared<'_>) {
 /// Takes what has come: requests that are over, of the echo frames. Both kinds of frames are read alike.
 fn receive(player: &mut Player, shared: &Shared<'_>, latencies: &mut Vec<u64>) -> u64 {
     let (mut over, mut bytes) = (0, zmq::Message::new());
-    let reads = shared.timed || is_router(player.node);
+    let reads = shared.timed_from.is_some() || is_router(player.node);
     while player.socket.recv(&mut bytes, zmq::DONTWAIT).is_ok() {
         let mut done = 0;
         let frame = Frame::parse(&bytes).expect("a frame");
@@ -326,19 +331,13 @@ fn receive(player: &mut Player, shared: &Shared<'_>, latencies: &mut Vec<u64>) -
             {
                 done += u64::from(!done_before.swap(true, Relaxed));
             }
-            if shared.timed
-                && shared.server == Server::Registry
-                && let Some(since) = since(shared.script, &message)
-            {
-                latencies.push(driver::now().since(shared.start() + since).0);
+            if shared.server == Server::Registry {
+                latencies.extend(since(shared.script, &message).and_then(|due| shared.latency(due)));
             }
         }
         if shared.server == Server::Echo {
             done = 1;
-            if shared.timed {
-                let due = shared.start() + shared.script.load[player.node][player.back].at;
-                latencies.push(driver::now().since(due).0);
-            }
+            latencies.extend(shared.latency(shared.script.load[player.node][player.back].at));
             player.back += 1;
         }
         over += done;

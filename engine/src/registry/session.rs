@@ -15,6 +15,11 @@ use std::borrow::Cow;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
+/// So many messages that are in no hurry wait no longer for a frame: they are one. Its cost is then a small part of theirs, and the other end
+/// gets them in small portions. With [`SessionConfig::ack_delay`] alone, clients that begin together report together: at 150,000 requests a
+/// second 7,500 reports every 50 ms, and whatever arrives meanwhile waits for milliseconds.
+const TOGETHER: usize = 32;
+
 /// Spans and bounds of a session; both ends should have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionConfig {
@@ -166,12 +171,16 @@ impl Session {
         self.append(encode);
     }
 
-    /// Queues one message that is in no hurry: it rides on the next frame, or leaves after as long as an acknowledgement waits.
+    /// Queues one message that is in no hurry: it rides on the next frame, or leaves with others like it once they are [`TOGETHER`], or after
+    /// as long as an acknowledgement waits.
     pub fn queue_patiently(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
         if self.sent == self.unacked.len() {
             self.patience = Time::NEVER;
         }
         self.append(encode);
+        if self.unacked.len() - self.sent >= TOGETHER {
+            self.patience = Time::ZERO;
+        }
     }
 
     /// What waits patiently waits no longer.

@@ -202,6 +202,14 @@ fn what_is_in_no_hurry_rides_or_leaves_after_the_delay() {
     assert!(flush(&mut session, start + config.ack_delay).is_empty());
     session.queue(|out| out.push(3));
     assert_eq!(flush(&mut session, start + config.ack_delay), [2]);
+    // Enough of it for a frame waits for nothing.
+    for i in 0..31 {
+        session.queue_patiently(|out| out.push(i));
+        assert!(flush(&mut session, start + config.ack_delay).is_empty());
+    }
+    session.queue_patiently(|out| out.push(31));
+    assert_eq!(session.deadline(), Time::ZERO);
+    assert_eq!(flush(&mut session, start + config.ack_delay), [32]);
 }
 
 #[test]
