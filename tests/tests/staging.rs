@@ -65,6 +65,23 @@ fn slots_do_not_wait_for_the_end_of_generation() {
     t.assert_fault_free();
 }
 
+/// All parts of a room are in its pages, and it generates: its slots are given on only when prefill has said that it writes nothing more, for a
+/// part may be written again until then.
+#[test]
+fn slots_wait_for_the_word_that_nothing_more_is_written() {
+    let mut t = gqa().prefill(|i| i.tp(2)).decode(|i| i.tp(4)).transfer(staged(8192, 4, 4)).bytes().build();
+    let mute = t.lose(|said| matches!(said.message, Message::Report { .. }));
+    let (long, next) = (t.request(100, 400), t.request(100, 2));
+    assert!(t.run_until(|t| t.succeeded(long)));
+    t.run_for(Span::ms(20));
+    assert_eq!(t.ending(long), None, "it still generates");
+    assert!(!t.succeeded(next), "it was given slots that may still be written to");
+    t.let_go(mute);
+    assert!(t.run());
+    [long, next].iter().for_each(|request| t.assert_finished(*request));
+    t.assert_fault_free();
+}
+
 /// A room fails while decode's copy engines still move what arrived: its pages and slots are free when the last copy is over, and not before.
 #[test]
 fn pages_of_a_room_that_is_over_wait_for_its_copies() {
