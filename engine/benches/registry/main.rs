@@ -14,6 +14,10 @@
 //! Each run does all of these, one after the other. Printed are medians over the runs, with the least and the greatest. In the environment:
 //! RUNS (7), MS of a run (1000), RATE, the first that is tried (20000 a second), and ADDRESS, what the servers bind (`tcp://127.0.0.1:*`; or
 //! `ipc://*`, which takes less of the processors that all share).
+//!
+//! On a virtual machine of two processors, which server, clients and ZeroMQ's threads share: 17 runs over TCP, ratio of capacities 0.75, 95 %
+//! interval of the median 0.73 to 0.83; ratio of p99 1.84, 1.38 to 2.16. At half of its capacity the registry and what plays to it keep both
+//! processors nine tenths busy, so that whatever else runs there shows.
 
 mod play;
 mod script;
