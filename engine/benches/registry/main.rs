@@ -44,9 +44,9 @@ fn write(rate: f64, span: Span) -> Script {
 
 /// The most requests per second with which a server keeps up: rates double until it does not, and rise from the last one with which it did in
 /// smaller steps, until twice it does not.
-fn capacity(server: Server, address: &str, first: f64, span: Span) -> (f64, Option<Run>) {
+fn capacity(server: Server, address: &str, first: f64, span: Span) -> (f64, Run) {
     let (mut rate, mut step, mut missed) = (first, 2.0, false);
-    let (mut best, mut best_run) = (0.0_f64, None);
+    let mut best = None;
     loop {
         let script = write(rate, span);
         let run = play(&script, server, address, None);
@@ -60,15 +60,16 @@ fn capacity(server: Server, address: &str, first: f64, span: Span) -> (f64, Opti
             run.all_us()
         );
         if all && handled >= KEEPS_UP * rate {
-            (best, best_run, missed) = (handled, Some(run), false);
+            (best, missed) = (Some((handled, run)), false);
             rate *= step;
-        } else if step > STEP && best > 0.0 {
+        } else if step > STEP && best.is_some() {
             rate *= STEP / step;
             step = STEP;
-        } else if missed || best == 0.0 {
-            return (best, best_run);
-        } else {
+        } else if !missed {
             missed = true;
+        } else {
+            return best
+                .unwrap_or_else(|| panic!("{name}: does not keep up with RATE={rate}: give a lower one"));
         }
     }
 }
@@ -105,9 +106,9 @@ fn main() {
     let mut latencies = [const { [const { Vec::new() }; 2] }; 2];
     for _ in 0..runs {
         let (most, run) = capacity(Server::Registry, &address, first, span);
-        registry.extend(run);
+        registry.push(run);
         let (bare_most, run) = capacity(Server::Echo, &address, first, span);
-        echo.extend(run);
+        echo.push(run);
         real.push(most);
         bare.push(bare_most);
         ratios.push(most / bare_most);

@@ -78,10 +78,11 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    /// When what left so long after the start is there, if that counts.
-    fn latency(&self, due: Span) -> Option<u64> {
-        let counts = self.timed_from.is_some_and(|from| from <= due);
-        counts.then(|| driver::now().since(self.start() + due).0)
+    /// Of what has just arrived and should have left at `due`, if that counts.
+    fn latency(&self, due: impl FnOnce() -> Option<Span>) -> Option<u64> {
+        let from = self.timed_from?;
+        let due = due()?;
+        (from <= due).then(|| driver::now().since(self.start() + due).0)
     }
     fn start(&self) -> Time {
         Time(self.start.load(Acquire))
@@ -332,12 +333,12 @@ fn receive(player: &mut Player, shared: &Shared<'_>, latencies: &mut Vec<u64>) -
                 done += u64::from(!done_before.swap(true, Relaxed));
             }
             if shared.server == Server::Registry {
-                latencies.extend(since(shared.script, &message).and_then(|due| shared.latency(due)));
+                latencies.extend(shared.latency(|| since(shared.script, &message)));
             }
         }
         if shared.server == Server::Echo {
             done = 1;
-            latencies.extend(shared.latency(shared.script.load[player.node][player.back].at));
+            latencies.extend(shared.latency(|| Some(shared.script.load[player.node][player.back].at)));
             player.back += 1;
         }
         over += done;

@@ -171,8 +171,8 @@ impl Session {
         self.append(encode);
     }
 
-    /// Queues one message that is in no hurry: it rides on the next frame, or leaves with 31 others like it, or after as long as an
-    /// acknowledgement waits.
+    /// Queues one message that is in no hurry: it rides on the next frame, or leaves once there are enough like it for a frame of their
+    /// own, or after as long as an acknowledgement waits.
     pub fn queue_patiently(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
         if self.sent == self.unacked.len() {
             self.patience = Time::NEVER;
